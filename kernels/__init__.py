@@ -1,0 +1,1 @@
+"""The papers in native torch."""

@@ -1,0 +1,90 @@
+"""GroupNorm over whole clips, with an optional scale and shift and SiLU, without leaving channels-last memory.
+
+B videos of T frames are stored as (B*T, C, H, W). The plain form defines the result and is differentiable. The fast
+form needs one pass for the mean, one for the variance and one to apply; torch's own clip-wide kernel reduces with one
+thread block per group on GPUs, and loses digits on channels-last CPU tensors.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Below this many elements torch's kernel is as exact and costs fewer calls.
+_SMALL = 1 << 20
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    frames: int = 1,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activate: bool = False,
+) -> Tensor:
+    """SiLU(GroupNorm(x) * (1 + scale) + shift), statistics over `frames` consecutive frames together.
+
+    x (B*frames, C, H, W); weight, bias (C,); scale, shift (B, C) or None -> (B*frames, C, H, W), channels-last.
+    """
+    exact = x.numel() < _SMALL and x.device.type == "cpu"
+    if exact or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        return group_norm_plain(
+            x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activate=activate
+        )
+    videos, channels = x.shape[0] // frames, x.shape[1]
+    pixels = x.permute(0, 2, 3, 1).reshape(videos, frames, -1, channels)
+    mean, variance = _statistics(pixels, groups)
+    factor = weight.float() * _per_channel((variance + eps).rsqrt(), channels)
+    offset = bias.float() - _per_channel(mean, channels) * factor
+    if scale is not None and shift is not None:
+        factor, offset = factor * (1 + scale.float()), offset * (1 + scale.float()) + shift.float()
+    factor, offset = (part.to(x.dtype)[:, None, None] for part in (factor, offset))
+    out = torch.addcmul(offset, pixels, factor)
+    if activate:
+        F.silu(out, inplace=True)
+    return out.view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
+
+
+def group_norm_plain(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    frames: int = 1,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activate: bool = False,
+) -> Tensor:
+    """The definition of `group_norm`: same arguments and result."""
+    clip = x.unflatten(0, (-1, frames)).transpose(1, 2)
+    out = F.group_norm(clip.contiguous(), groups, weight, bias, eps)
+    if scale is not None and shift is not None:
+        out = torch.addcmul(shift[..., None, None, None], out, 1 + scale[..., None, None, None])
+    if activate:
+        out = F.silu(out)
+    out = out.transpose(1, 2).flatten(0, 1)
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+def _statistics(pixels: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance (B, groups) in float32 of pixels (B, T, N, C)."""
+    if pixels.device.type == "cpu":
+        mean = pixels.mean((1, 2), dtype=torch.float32).unflatten(-1, (groups, -1)).mean(-1)
+        centre = _per_channel(mean, pixels.shape[-1])[:, None]
+        square = sum((frame - centre).square_().sum(1) for frame in pixels.unbind(1))
+        variance = square.unflatten(-1, (groups, -1)).mean(-1) / (pixels.shape[1] * pixels.shape[2])  # type: ignore[union-attr]
+        return mean, variance
+    # Split reduction: statistics per frame keep many thread blocks busy, then the frames are merged.
+    per_frame = pixels.unflatten(-1, (groups, -1)).float()
+    variances, means = torch.var_mean(per_frame, dim=(2, 4), correction=0)
+    mean = means.mean(1)
+    return mean, variances.mean(1) + (means - mean[:, None]).square().mean(1)
+
+
+def _per_channel(groupwise: Tensor, channels: int) -> Tensor:
+    return groupwise.repeat_interleave(channels // groupwise.shape[-1], dim=-1)

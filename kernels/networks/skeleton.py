@@ -1,0 +1,117 @@
+"""The U-Net walk that the systems share: stages down, a middle, stages up, with skips; the blocks are given.
+
+Stages are numbered like the entries of the usual U-Net lists (one per residual block or downsampling going down, one
+per residual block going up), so released key names map by rule.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..layers.resnet import Step
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Makers of the parts of a U-Net.
+
+    Attributes:
+        residual: (in channels, out channels) -> residual block, called with (x, step).
+        attention: (channels) -> attention block, called with (x, step).
+        downsample, upsample: (channels) -> resampling, called with (x, size).
+    """
+
+    residual: Callable[[int, int], nn.Module]
+    attention: Callable[[int], nn.Module]
+    downsample: Callable[[int], nn.Module]
+    upsample: Callable[[int], nn.Module]
+
+
+class Stage(nn.Module):
+    """A residual block, attention and resampling, each optional, in this order."""
+
+    def __init__(
+        self,
+        residual: nn.Module | None = None,
+        attention: nn.Module | None = None,
+        downsample: nn.Module | None = None,
+        upsample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.residual, self.attention = residual, attention
+        self.downsample, self.upsample = downsample, upsample
+
+    def forward(self, x: Tensor, step: Step, size: tuple[int, int] | None = None) -> Tensor:
+        """x (B*T, C, H, W) -> (B*T, C', H', W'); `size` is the height and width after upsampling."""
+        if self.residual is not None:
+            x = self.residual(x, step)
+        if self.attention is not None:
+            x = self.attention(x, step)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.upsample is not None:
+            x = self.upsample(x, size)
+        return x
+
+
+class Skeleton(nn.Module):
+    """Encoder, middle and decoder of a U-Net with one residual block more per level going up than going down."""
+
+    def __init__(
+        self,
+        channels: int,
+        multipliers: tuple[int, ...],
+        residual_blocks: int,
+        attention_factors: tuple[int, ...],
+        blocks: Blocks,
+    ) -> None:
+        """Attributes as in the papers: `attention_factors` are the downsampling factors with attention."""
+        super().__init__()
+        widths = [channels * multiplier for multiplier in multipliers]
+        attends = [2**level in attention_factors for level in range(len(widths))]
+        down, skips = [], [channels]
+        current = channels
+        for level, width in enumerate(widths):
+            for _ in range(residual_blocks):
+                attention = blocks.attention(width) if attends[level] else None
+                down.append(Stage(blocks.residual(current, width), attention))
+                current = width
+                skips.append(current)
+            if level + 1 < len(widths):
+                down.append(Stage(downsample=blocks.downsample(current)))
+                skips.append(current)
+        self.down = nn.ModuleList(down)
+        self.middle = nn.ModuleList(
+            [Stage(blocks.residual(current, current), blocks.attention(current)), Stage(blocks.residual(current, current))]
+        )
+        up = []
+        for level, width in reversed(list(enumerate(widths))):
+            for index in range(residual_blocks + 1):
+                attention = blocks.attention(width) if attends[level] else None
+                last = index == residual_blocks and level > 0
+                residual = blocks.residual(current + skips.pop(), width)
+                up.append(Stage(residual, attention, upsample=blocks.upsample(width) if last else None))
+                current = width
+        self.up = nn.ModuleList(up)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x (B*T, channels, H, W) -> (B*T, channels * first multiplier, H, W)."""
+        skips = [x]
+        for stage in self.down:
+            x = stage(x, step)
+            skips.append(x)
+        for stage in self.middle:
+            x = stage(x, step)
+        for stage in self.up:
+            x = torch.cat([x, skips.pop()], dim=1)
+            size = tuple(skips[-1].shape[2:]) if skips else None
+            x = stage(x, step, size)
+        return x
+
+    def stages(self) -> Iterator[Stage]:
+        """All stages in the order of execution."""
+        yield from self.down
+        yield from self.middle
+        yield from self.up

@@ -1,0 +1,1 @@
+"""Schedules, guidance and long-video plans: pure functions of tensors."""

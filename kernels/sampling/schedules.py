@@ -1,0 +1,108 @@
+"""Noise schedules and the tables of the released samplers, in float64.
+
+Shapes: S sampling steps; tables of length `steps` over the diffusion time 0..steps-1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """A discrete variance-preserving schedule, linear in the square root of beta (LVDM section 3.2).
+
+    Attributes:
+        linear_start, linear_end: first and last beta.
+        steps: length of the diffusion.
+    """
+
+    linear_start: float = 0.0015
+    linear_end: float = 0.0155
+    steps: int = 1000
+
+    def betas(self) -> Tensor:
+        """beta_t, (steps,)."""
+        return torch.linspace(self.linear_start**0.5, self.linear_end**0.5, self.steps, dtype=torch.float64) ** 2
+
+    def alphas_cumprod(self) -> Tensor:
+        """abar_t, the share of signal left at step t, (steps,)."""
+        return torch.cumprod(1.0 - self.betas(), dim=0)
+
+    def sigmas(self) -> Tensor:
+        """Noise per unit of signal, sqrt((1 - abar) / abar), (steps,)."""
+        return sigma_of(self.alphas_cumprod())
+
+
+def sigma_of(alpha_cumprod: Tensor) -> Tensor:
+    """sqrt((1 - abar) / abar)."""
+    return ((1.0 - alpha_cumprod) / alpha_cumprod).sqrt()
+
+
+def alpha_cumprod_of(sigma: Tensor) -> Tensor:
+    """abar = 1 / (1 + sigma^2) in float64."""
+    return 1.0 / (1.0 + sigma.double() ** 2)
+
+
+def add_noise(schedule: NoiseSchedule, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """q(x_t | x_0): sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise; clean (B, ...), timesteps (B,)."""
+    alpha = schedule.alphas_cumprod().to(clean.device)[timesteps]
+    alpha = alpha.view(-1, *[1] * (clean.ndim - 1))
+    return alpha.sqrt().to(clean.dtype) * clean + (1.0 - alpha).sqrt().to(clean.dtype) * noise
+
+
+def ddim_timesteps(steps: int, schedule_steps: int = 1000) -> Tensor:
+    """Timesteps of LVDM's DDIM, descending: range(0, 1000, 1000 // steps), each plus one.
+
+    When `steps` does not divide the length of the schedule, there are more than `steps` of them, as released.
+
+    Raises:
+        ValueError: no such grid, or one whose first timestep lies behind the end of the schedule.
+    """
+    if not 1 <= steps <= schedule_steps:
+        raise ValueError(f"DDIM takes 1 to {schedule_steps} steps, found {steps}.")
+    grid = torch.arange(0, schedule_steps, schedule_steps // steps) + 1
+    if grid[-1] >= schedule_steps:
+        raise ValueError(
+            f"The released DDIM grid of {steps} steps starts at timestep {int(grid[-1])}, past the last one "
+            f"({schedule_steps - 1}): choose another number, such as 20, 25, 50 or 100."
+        )
+    return grid.flip(0)
+
+
+def ddim_sigmas(schedule: NoiseSchedule, steps: int) -> Tensor:
+    """Noise levels (S + 1,) of LVDM's DDIM; the last step ends at the level of abar[0], not at zero."""
+    levels = schedule.sigmas()
+    return torch.cat([levels[ddim_timesteps(steps, schedule.steps)], levels[:1]])
+
+
+def ancestral_sigmas(schedule: NoiseSchedule) -> Tensor:
+    """Noise levels (steps + 1,) of ancestral sampling through the whole schedule, ending at zero."""
+    return torch.cat([schedule.sigmas().flip(0), torch.zeros(1, dtype=torch.float64)])
+
+
+def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: Tensor) -> Tensor:
+    """One DDIM step (arXiv 2010.02502 eq. 12) in variance-exploding scale, x = x_0 + sigma * eps.
+
+    x, denoised, noise: same shape; sigma, sigma_next: scalars -> x at sigma_next.
+    """
+    alpha, alpha_next = alpha_cumprod_of(sigma), alpha_cumprod_of(sigma_next)
+    spread = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)).clamp(min=0).sqrt()
+    direction = (1 - alpha_next - spread**2).clamp(min=0).sqrt() / alpha_next.sqrt()
+    eps = (x - denoised) / sigma.to(x.dtype)
+    return denoised + direction.to(x.dtype) * eps + (spread / alpha_next.sqrt()).to(x.dtype) * noise
+
+
+def ancestral_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
+    """One step of the posterior q(x_{t-1} | x_t, x_0) (arXiv 2006.11239 eq. 7) in variance-exploding scale.
+
+    x, denoised, noise: same shape; sigma, sigma_next: scalars -> x at sigma_next; `denoised` itself at zero.
+    """
+    alpha, alpha_next = alpha_cumprod_of(sigma), alpha_cumprod_of(sigma_next)
+    beta = 1 - alpha / alpha_next
+    on_clean = beta * alpha_next.sqrt() / (1 - alpha)
+    on_noisy = (1 - alpha_next) * (1 - beta).sqrt() / (1 - alpha)
+    variance = beta * (1 - alpha_next) / (1 - alpha)
+    scaled = on_clean.to(x.dtype) * denoised + (on_noisy * alpha.sqrt()).to(x.dtype) * x
+    return (scaled + variance.sqrt().to(x.dtype) * noise) / alpha_next.sqrt().to(x.dtype)

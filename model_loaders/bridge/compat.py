@@ -1,0 +1,51 @@
+"""Everything this pack borrows from ComfyUI's inside, in one place.
+
+Modules are borrowed, not names: ComfyUI replaces some of their members at start (`CoreModelPatcher`). `BORROWED` lists
+what is used of each; a test looks for all of it on the oldest and the newest supported ComfyUI.
+"""
+
+import comfy.conds as conds
+import comfy.context_windows as context_windows
+import comfy.latent_formats as latent_formats
+import comfy.ldm.modules.attention as attention
+import comfy.model_base as model_base
+import comfy.model_management as model_management
+import comfy.model_patcher as model_patcher
+import comfy.model_sampling as model_sampling
+import comfy.ops as ops
+import comfy.patcher_extension as patcher_extension
+import comfy.samplers as samplers
+import comfy.sd as sd
+import comfy.sd1_clip as sd1_clip
+import comfy.supported_models_base as supported_models_base
+import comfy.utils as utils
+
+BORROWED = {
+    attention: ("optimized_attention",),
+    conds: ("CONDNoiseShape", "CONDRegular"),
+    context_windows: ("slice_cond",),
+    latent_formats: ("LatentFormat", "SD15"),
+    model_base: ("BaseModel", "ModelType"),
+    model_management: (
+        "archive_model_dtypes",
+        "get_torch_device",
+        "intermediate_device",
+        "unet_dtype",
+        "unet_manual_cast",
+        "unet_offload_device",
+        "vae_device",
+        "vae_dtype",
+        "vae_offload_device",
+    ),
+    model_patcher: ("CoreModelPatcher", "ModelPatcher"),
+    model_sampling: ("EPS", "ModelSamplingDiscrete"),
+    ops: ("CastWeightBiasOp", "cast_bias_weight", "disable_weight_init"),
+    patcher_extension: ("WrapperExecutor", "WrappersMP", "get_all_wrappers"),
+    samplers: ("KSAMPLER",),
+    sd: ("CLIP", "VAE", "CLIPType", "load_text_encoder_state_dicts"),
+    sd1_clip: ("SD1ClipModel", "SD1Tokenizer", "SDClipModel", "SDTokenizer"),
+    supported_models_base: ("BASE", "ClipTarget"),
+    utils: ("calculate_parameters", "common_upscale", "resize_to_batch_size", "weight_dtype"),
+}
+
+__all__ = [module.__name__.rsplit(".", 1)[-1] for module in BORROWED] + ["BORROWED"]

@@ -1,0 +1,92 @@
+"""Latent formats: scale, sizes and live previews of 5D latents (B, C, T, H, W)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import LatentSpec
+from .compat import latent_formats, model_management
+
+
+class VideoLatentFormat(latent_formats.LatentFormat):
+    """A latent format made of a `LatentSpec`; the preview shows all frames as a contact sheet."""
+
+    latent_dimensions = 3
+
+    def __init__(self, spec: LatentSpec) -> None:
+        self.spec = spec
+        self.scale_factor = spec.scale
+        self.latent_channels = spec.channels
+        self.spacial_downscale_ratio = spec.spatial
+        self.temporal_downscale_ratio = spec.temporal
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = _preview_colours(spec)
+        self.latent_rgb_factors_reshape = contact_sheet
+
+    def process_in(self, latent: Tensor) -> Tensor:
+        """Autoencoder space -> diffusion space."""
+        return (latent + self.spec.shift) * self.spec.scale
+
+    def process_out(self, latent: Tensor) -> Tensor:
+        """Diffusion space -> autoencoder space."""
+        return latent / self.spec.scale - self.spec.shift
+
+
+def contact_sheet(latent: Tensor) -> Tensor:
+    """First video of (B, C, T, H, W) -> (1, C, rows * H, columns * W), frames in reading order, about square."""
+    if latent.ndim != 5:
+        return latent
+    _, channels, frames, height, width = latent.shape
+    columns = max(1, math.ceil(math.sqrt(frames * height / width)))
+    rows = math.ceil(frames / columns)
+    sheet = latent.new_zeros(channels, rows * columns, height, width)
+    sheet[:, :frames] = latent[0]
+    grid = sheet.view(channels, rows, columns, height, width).transpose(2, 3)
+    return grid.reshape(1, channels, rows * height, columns * width)
+
+
+def _preview_colours(spec: LatentSpec) -> tuple[list[list[float]], list[float] | None]:
+    if spec.rgb_factors is not None:
+        bias = None if spec.rgb_bias is None else list(spec.rgb_bias)
+        return [list(row) for row in spec.rgb_factors], bias
+    if spec.channels == 4 and spec.temporal == 1:
+        return latent_formats.SD15().latent_rgb_factors, None
+    # Without a fitted map, the first three channels show shape and motion.
+    return [[float(channel == colour) for colour in range(3)] for channel in range(spec.channels)], None
+
+
+def empty_latent(
+    latent_format: latent_formats.LatentFormat, width: int, height: int, frames: int, batch_size: int
+) -> dict[str, object]:
+    """A LATENT of zeros for a model, with the ratios that let ComfyUI convert it for another model.
+
+    Args:
+        latent_format: of the model.
+        width, height: in pixels.
+        frames: in frames.
+        batch_size: videos.
+
+    Raises:
+        ValueError: the model makes images, or cannot take the size; the nearest sizes are named.
+    """
+    if latent_format.latent_dimensions != 3:
+        raise ValueError("This model makes images, its latents have no time axis: use the core node Empty Latent Image.")
+    spatial, temporal = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio
+    # The core's video models keep one latent for the first frame; ours cover f frames with every latent.
+    first = 0 if isinstance(latent_format, VideoLatentFormat) else 1
+    _check_size("width", width, spatial, 0)
+    _check_size("height", height, spatial, 0)
+    _check_size("frames", frames, temporal, first if temporal > 1 else 0)
+    length = (frames - first) // temporal + first if temporal > 1 else frames
+    shape = (batch_size, latent_format.latent_channels, length, height // spatial, width // spatial)
+    samples = torch.zeros(shape, device=model_management.intermediate_device())
+    return {"samples": samples, "downscale_ratio_spacial": spatial, "downscale_ratio_temporal": temporal}
+
+
+def _check_size(name: str, size: int, factor: int, offset: int) -> None:
+    if (size - offset) % factor == 0 and size >= max(1, offset):
+        return
+    below = (size - offset) // factor * factor + offset
+    near = [str(value) for value in (below, below + factor) if value > 0]
+    rule = f"multiples of {factor}" + (f" plus {offset}" if offset else "")
+    raise ValueError(f"{name} is {size}, this model takes {rule}: choose {' or '.join(near)}.")

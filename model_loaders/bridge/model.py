@@ -1,0 +1,238 @@
+"""Native MODEL objects from checkpoints. No family is known here by name: networks say what they need."""
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from ..bundle import describe, description_tensor
+from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
+from ..errors import CheckpointError
+from .compat import (
+    conds,
+    context_windows,
+    model_base,
+    model_management,
+    model_patcher,
+    patcher_extension,
+    supported_models_base,
+    utils,
+)
+from .latent import VideoLatentFormat
+from .operations import network_operations
+
+log = logging.getLogger(__name__)
+
+# Attributes of a ComfyUI model's memory estimate: bytes = positions * bytes per value * 0.01 MiB * factor.
+_FACTOR_UNIT = 0.01 * 1024 * 1024
+
+
+@cache
+def bridged(network: type[nn.Module]) -> type[nn.Module]:
+    """The network with ComfyUI's calling convention: its operations, its wrappers, its keyword arguments."""
+    accepted = set(inspect.signature(network.forward).parameters) - {"self", "x", "timesteps", "context"}
+
+    class Bridged(network):  # type: ignore[misc, valid-type]
+        def __init__(
+            self, config: object, *, dtype: torch.dtype, device: torch.device | str | None, operations: type
+        ) -> None:
+            super().__init__(config, dtype=dtype, device=device, operations=network_operations(operations))
+            self.dtype = dtype
+
+        def forward(
+            self,
+            x: Tensor,
+            timesteps: Tensor,
+            context: Tensor | None = None,
+            control: object = None,
+            transformer_options: Mapping[str, object] | None = None,
+            **conditions: object,
+        ) -> Tensor:
+            """x (B, C, T, H, W), timesteps (B,) -> prediction like the latent; calls DIFFUSION_MODEL wrappers."""
+            options = transformer_options or {}
+            kind = patcher_extension.WrappersMP.DIFFUSION_MODEL
+            wrappers = patcher_extension.get_all_wrappers(kind, options)
+            executor = patcher_extension.WrapperExecutor.new_class_executor(self._network_forward, self, wrappers)
+            return executor.execute(x, timesteps, context, control, options, **conditions)
+
+        def _network_forward(
+            self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: object, options: object, **given: object
+        ) -> Tensor:
+            kept = {name: value for name, value in given.items() if name in accepted}
+            return super().forward(x, timesteps, context, **kept)
+
+    Bridged.__name__ = Bridged.__qualname__ = network.__name__
+    return Bridged
+
+
+class VideoModel(model_base.BaseModel):
+    """A diffusion model on 5D latents."""
+
+    def __init__(self, config: "VideoModelConfig", device: torch.device | None = None) -> None:
+        super().__init__(config, model_base.ModelType.EPS, device=device, unet_model=bridged(config.network))
+        self.checkpoint = config.checkpoint
+
+    @property
+    def network_config(self) -> object:
+        """Configuration of the network."""
+        return self.model_config.unet_config["config"]
+
+    def concat_cond(self, **kwargs: object) -> Tensor | None:
+        """The mask channel of mask-conditional models, (B, 1, T, H, W): `concat_mask` of the conditioning, or zeros."""
+        noise = kwargs["noise"]
+        config = self.network_config
+        if config.in_channels == config.out_channels:
+            return None
+        mask = kwargs.get("concat_mask")
+        if mask is None:
+            return torch.zeros_like(noise[:, :1])
+        mask = mask.reshape(-1, 1, *mask.shape[-3:])
+        if mask.shape[2] != noise.shape[2]:
+            raise ValueError(
+                f"The mask of given latents has {mask.shape[2]} frames, the latent has {noise.shape[2]}: make them equal."
+            )
+        mask = utils.common_upscale(mask.flatten(0, 1), noise.shape[-1], noise.shape[-2], "nearest-exact", "disabled")
+        mask = mask.unflatten(0, (-1, noise.shape[2])).movedim(1, 2) if mask.ndim == 4 else mask
+        return utils.resize_to_batch_size(mask, noise.shape[0]).to(noise)
+
+    def extra_conds(self, **kwargs: object) -> dict[str, object]:
+        """Named inputs of the network from the conditioning; refuses latents and text that the network cannot take.
+
+        Raises:
+            ValueError: an image latent, or text of another width.
+        """
+        self._check_latent(kwargs["noise"])
+        out = super().extra_conds(**kwargs)
+        width = getattr(self.network_config, "context_width", None)
+        text = kwargs.get("cross_attn")
+        if width is None:
+            out.pop("c_crossattn", None)
+        elif text is not None and text.shape[-1] != width:
+            raise ValueError(
+                f"The text has width {text.shape[-1]}, this model was made for {width}: encode the prompt with the CLIP "
+                f"that belongs to {self.checkpoint.name}."
+            )
+        level = kwargs.get("noise_level")
+        if level is not None:
+            out["noise_level"] = conds.CONDRegular(torch.as_tensor(level).reshape(-1))
+        return out
+
+    def _check_latent(self, noise: Tensor) -> None:
+        if noise.ndim == 5 and noise.shape[2] >= 2:
+            return
+        found = f"{noise.shape[0]} latents of one frame" if noise.ndim == 5 else f"a latent of shape {tuple(noise.shape)}"
+        raise ValueError(
+            f"{self.checkpoint.name} makes videos and needs a latent (batch, channels, frames, height, width) of at "
+            f"least two frames, found {found}: use Empty Video Latent (Weft) instead of an image latent."
+        )
+
+    def resize_cond_for_context_window(
+        self,
+        cond_key: str,
+        cond_value: object,
+        window: object,
+        x_in: Tensor,
+        device: torch.device,
+        retain_index_list: list[int] | None = None,
+    ) -> object:
+        """Conditions that networks declare as one value per frame are cut to the window."""
+        axis = getattr(self.diffusion_model, "per_frame_conditions", {}).get(cond_key)
+        if axis is None:
+            return super().resize_cond_for_context_window(
+                cond_key, cond_value, window, x_in, device, retain_index_list or []
+            )
+        return context_windows.slice_cond(
+            cond_value, window, x_in, device, temporal_dim=axis, retain_index_list=retain_index_list or []
+        )
+
+    def state_dict_for_saving(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
+        """What the stock save nodes write, with the description that the loaders need beside the weights."""
+        tensors = super().state_dict_for_saving(*args, **kwargs)
+        tensors["weft.description"] = description_tensor(describe(self.checkpoint))
+        return tensors
+
+
+class VideoModelConfig(supported_models_base.BASE):
+    """ComfyUI's view of a checkpoint's denoiser."""
+
+    unet_extra_config: dict[str, object] = {}
+    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        component = checkpoint.component(MODEL)
+        if component.network is None:
+            raise CheckpointError(f"{checkpoint.name}: its denoiser is one of ComfyUI's, use the core loader.")
+        self.latent_format = lambda: VideoLatentFormat(checkpoint.latent)
+        super().__init__({"config": component.config})
+        self.checkpoint, self.network = checkpoint, component.network
+        schedule = checkpoint.schedule
+        self.sampling_settings = {
+            "beta_schedule": "linear",
+            "linear_start": schedule.linear_start,
+            "linear_end": schedule.linear_end,
+            "timesteps": schedule.steps,
+        }
+        values = component.network.activation_values * component.config.model_channels  # type: ignore[attr-defined]
+        self.memory_usage_factor = values / _FACTOR_UNIT
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a model is loaded: what the file leaves open, and the dtype of the weights (None: ComfyUI's choice)."""
+
+    read: ReadOptions = ReadOptions()
+    dtype: torch.dtype | None = None
+
+
+def load_model(path: str, options: LoadOptions | None = None, disable_dynamic: bool = False) -> object:
+    """Read a file and make its MODEL (a ModelPatcher); the signature is that of ComfyUI's reloading functions.
+
+    Raises:
+        CheckpointError: the file has no denoiser or does not fit.
+    """
+    options = options or LoadOptions()
+    patcher = make_model(read(path, options.read), options.dtype, disable_dynamic)
+    patcher.cached_patcher_init = (load_model, (path, options))
+    return patcher
+
+
+def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> object:
+    """MODEL of a checkpoint that was read; its tensors are used up."""
+    tensors = dict(checkpoint.component(MODEL).tensors)
+    config = VideoModelConfig(checkpoint)
+    device = model_management.get_torch_device()
+    supported = config.supported_inference_dtypes
+    stored = dtype or utils.weight_dtype(tensors)
+    parameters = utils.calculate_parameters(tensors)
+    weights = dtype or model_management.unet_dtype(
+        model_params=parameters, supported_dtypes=supported, weight_dtype=stored
+    )
+    config.set_inference_dtype(weights, model_management.unet_manual_cast(weights, device, supported))
+    model = VideoModel(config)
+    offload = model_management.unet_offload_device()
+    kind = model_patcher.ModelPatcher if disable_dynamic else model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=device, offload_device=offload)
+    if not model_management.is_device_cpu(offload):
+        model.to(offload)
+    model.load_model_weights(tensors, "", assign=patcher.is_dynamic())
+    log.info("Loaded %s: %s, %.0f M parameters", checkpoint.name, config.network.__name__, parameters / 1e6)
+    return patcher
+
+
+def checkpoint_of(model: object) -> Checkpoint:
+    """What a MODEL was made of.
+
+    Raises:
+        ValueError: it was not loaded by this pack.
+    """
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, VideoModel):
+        raise ValueError(
+            f"Found a {type(inner).__name__}, expected a model loaded by one of this pack's loaders: for other models use "
+            "the core's samplers and schedulers."
+        )
+    return inner.checkpoint

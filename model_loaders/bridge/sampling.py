@@ -1,0 +1,98 @@
+"""Released samplers as SAMPLER objects, and their noise levels as SIGMAS."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...kernels.sampling.schedules import (
+    NoiseSchedule,
+    alpha_cumprod_of,
+    ancestral_sigmas,
+    ancestral_step,
+    ddim_sigmas,
+    ddim_step,
+)
+from .compat import samplers
+
+StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class ReleaseSampler(samplers.KSAMPLER):
+    """A sampler of a paper's release, on ComfyUI's scale x = x_0 + sigma * noise.
+
+    The release starts from pure noise at its first level, even where that is not the model's highest; and where its
+    last level is not zero, what it returns is the noisy-scale sample there.
+    """
+
+    def __init__(self, step: StepFunction, start: float) -> None:
+        super().__init__(partial(_walk, step))
+        self.start = start
+
+    def max_denoise(self, model_wrap: object, sigmas: Tensor) -> bool:
+        """Whether the walk starts from pure noise: at the release's first level, or the model's highest."""
+        return math.isclose(float(sigmas[0]), self.start, rel_tol=1e-4) or super().max_denoise(model_wrap, sigmas)
+
+
+def release_sampler(
+    schedule: NoiseSchedule, kind: str, steps: int, eta: float, denoise: float
+) -> tuple[ReleaseSampler, Tensor]:
+    """SAMPLER and SIGMAS of LVDM's release.
+
+    Args:
+        schedule: of the model.
+        kind: "ddim", or "ancestral" for all steps of the schedule.
+        steps: DDIM steps.
+        eta: 0 for deterministic DDIM, 1 for as much noise as ancestral sampling.
+        denoise: share of the walk that is done, from its end; 1 for all.
+
+    Raises:
+        ValueError: steps without a released grid.
+    """
+    sigmas = ancestral_sigmas(schedule) if kind == "ancestral" else ddim_sigmas(schedule, steps)
+    step = _ancestral if kind == "ancestral" else partial(_ddim, eta)
+    kept = max(1, round((len(sigmas) - 1) * denoise))
+    return ReleaseSampler(step, float(sigmas[0])), sigmas[-(kept + 1) :].float()
+
+
+def _ddim(eta: float, x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
+    return ddim_step(x, denoised, sigma, sigma_next, eta, noise)
+
+
+def _ancestral(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
+    return ancestral_step(x, denoised, sigma, sigma_next, noise)
+
+
+def _walk(
+    step: StepFunction,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, object] | None = None,
+    callback: Callable[[dict[str, object]], None] | None = None,
+    disable: bool | None = None,
+    noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Sampling loop with k-diffusion's signature; noise is drawn at every step, used or not, as released."""
+    extra_args = extra_args or {}
+    draw = noise_sampler or _noise_like(x, extra_args.get("seed"))
+    per_sample = x.new_ones(x.shape[0])
+    for index in range(len(sigmas) - 1):
+        sigma, sigma_next = sigmas[index], sigmas[index + 1]
+        denoised = model(x, sigma * per_sample, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
+        x = step(x, denoised, sigma, sigma_next, draw(sigma, sigma_next))
+    return x * alpha_cumprod_of(sigmas[-1]).sqrt().to(x.dtype)
+
+
+def _noise_like(x: Tensor, seed: object) -> Callable[[Tensor, Tensor], Tensor]:
+    """Noise from the CPU generator, so that a seed gives the same video on every device."""
+    generator = torch.Generator().manual_seed(int(seed) + 1 if seed is not None else torch.initial_seed())  # type: ignore[call-overload]
+
+    def draw(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
+
+    return draw

@@ -1,0 +1,182 @@
+"""Native VAE objects: LVDM's 3D autoencoder, and any image VAE as a VAE of videos."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from ...kernels.networks.video_autoencoder import VideoAutoencoder
+from ..checkpoint import VAE, Checkpoint
+from ..errors import CheckpointError
+from .compat import model_management, model_patcher, ops, sd
+from .operations import network_operations
+
+log = logging.getLogger(__name__)
+
+
+class VideoVAE(sd.VAE):
+    """VAE of a 3D autoencoder that is not causal: f frames per latent along time."""
+
+    def __init__(self, network: VideoAutoencoder, tensors: dict[str, Tensor]) -> None:
+        """Does what the base class does after it has recognised a file; the base constructor is not called."""
+        config = network.config
+        frames, height, width = config.downsample
+        self.latent_channels, self.latent_dim, self.output_channels = config.embed_dim, 3, config.image_channels
+        self.upscale_ratio = (lambda count: count * frames, height, width)
+        self.upscale_index_formula = (frames, height, width)
+        self.downscale_ratio = (lambda count: count // frames, height, width)
+        self.downscale_index_formula = (frames, height, width)
+        self.process_input = lambda image: image * 2.0 - 1.0
+        self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
+        self.working_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+        # Small, and its transposed convolutions want their weights in place.
+        self.disable_offload = True
+        self.crop_input, self.handles_tiling, self.not_video = True, False, False
+        self.pad_channel_value = self.size = self.extra_1d_channel = self.format_encoded = None
+        self.audio_sample_rate = 44100
+        self._set_memory_estimates(config.n_hiddens, frames * height * width)
+        self._install(network, tensors)
+
+    def _set_memory_estimates(self, width: int, pixels_per_latent: int) -> None:
+        # Live tensors at full size, counted in the forward pass: input, norm and output of the last residual block.
+        self.memory_used_decode = lambda shape, dtype: (
+            _positions(shape) * pixels_per_latent * 8 * width * model_management.dtype_size(dtype)
+        )
+        self.memory_used_encode = lambda shape, dtype: (
+            _positions(shape) * 4 * width * model_management.dtype_size(dtype)
+        )
+
+    def _install(self, network: VideoAutoencoder, tensors: dict[str, Tensor]) -> None:
+        self.device = model_management.vae_device()
+        self.vae_dtype = model_management.vae_dtype(self.device, self.working_dtypes)
+        self.output_device = model_management.intermediate_device()
+        self.first_stage_model = network.eval().to(self.vae_dtype)
+        model_management.archive_model_dtypes(self.first_stage_model)
+        self.patcher = model_patcher.ModelPatcher(
+            self.first_stage_model, load_device=self.device, offload_device=model_management.vae_offload_device()
+        )
+        self.first_stage_model.load_state_dict(tensors)
+        self.model_size()
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Frames (T, H, W, 3) or clips (B, T, H, W, 3) in 0..1 -> latents (B, C, T/f, H/f, W/f).
+
+        Raises:
+            ValueError: too few frames for one latent.
+        """
+        return super().encode(self._whole_latents(pixel_samples))
+
+    def encode_tiled(self, pixel_samples: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """`encode` in tiles of space and time; the arguments are the base class's."""
+        return super().encode_tiled(self._whole_latents(pixel_samples), *args, **kwargs)
+
+    def _whole_latents(self, pixels: Tensor) -> Tensor:
+        axis, factor = pixels.ndim - 4, self.upscale_index_formula[0]
+        count = pixels.shape[axis]
+        if count < factor:
+            raise ValueError(
+                f"This VAE puts {factor} frames into one latent, found {count}: give it a clip of at least {factor} frames."
+            )
+        if count % factor:
+            log.warning("%d frames were cut to %d: this VAE takes multiples of %d", count, count - count % factor, factor)
+        return pixels.narrow(axis, 0, count - count % factor)
+
+
+class FramewiseVAE(sd.VAE):
+    """An image VAE that treats every frame of a 5D latent by itself; weights and patcher are shared."""
+
+    def __init__(self, vae: sd.VAE) -> None:
+        """Wrap a VAE.
+
+        Raises:
+            ValueError: it is a video VAE already, or none for images.
+        """
+        if vae.latent_dim != 2:
+            raise ValueError(
+                f"This VAE has {vae.latent_dim}D latents, expected an image VAE (2D): video VAEs take 5D latents as "
+                "they are, connect it directly."
+            )
+        self.__dict__.update(vae.__dict__)
+        self.image_vae = vae
+        ratio_up, ratio_down = vae.spacial_compression_decode(), vae.spacial_compression_encode()
+        self.latent_dim = 3
+        self.upscale_ratio, self.upscale_index_formula = (_same, ratio_up, ratio_up), (1, ratio_up, ratio_up)
+        self.downscale_ratio, self.downscale_index_formula = (_same, ratio_down, ratio_down), (1, ratio_down, ratio_down)
+
+    def decode(self, samples_in: Tensor, vae_options: dict[str, object] | None = None) -> Tensor:
+        """Latents (B, C, T, H, W) -> frames (B, T, H', W', 3) in 0..1."""
+        frames, videos = _frames_of(samples_in)
+        return self.image_vae.decode(frames, vae_options or {}).unflatten(0, (videos, -1))
+
+    def decode_tiled(
+        self,
+        samples: Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ) -> Tensor:
+        """`decode` in spatial tiles; frames are independent, so tiles in time are not needed."""
+        frames, videos = _frames_of(samples)
+        sizes = {"tile_x": tile_x, "tile_y": tile_y, "overlap": overlap}
+        return self.image_vae.decode_tiled(frames, **_given(sizes)).unflatten(0, (videos, -1))
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Frames (T, H, W, 3) or clips (B, T, H, W, 3) in 0..1 -> latents (B, C, T, H', W')."""
+        frames, videos = _clips_of(pixel_samples)
+        return self.image_vae.encode(frames).unflatten(0, (videos, -1)).movedim(2, 1)
+
+    def encode_tiled(
+        self,
+        pixel_samples: Tensor,
+        tile_x: int | None = None,
+        tile_y: int | None = None,
+        overlap: int | None = None,
+        tile_t: int | None = None,
+        overlap_t: int | None = None,
+    ) -> Tensor:
+        """`encode` in spatial tiles."""
+        frames, videos = _clips_of(pixel_samples)
+        sizes = {"tile_x": tile_x, "tile_y": tile_y, "overlap": overlap}
+        return self.image_vae.encode_tiled(frames, **_given(sizes)).unflatten(0, (videos, -1)).movedim(2, 1)
+
+
+def make_vae(checkpoint: Checkpoint) -> sd.VAE:
+    """VAE of a checkpoint: its 3D autoencoder, or its image VAE frame by frame.
+
+    Raises:
+        CheckpointError: the checkpoint has none.
+    """
+    component = checkpoint.component(VAE)
+    if component.network is None:
+        vae = sd.VAE(sd=dict(component.tensors))
+        vae.throw_exception_if_invalid()
+        return FramewiseVAE(vae)
+    if component.network is not VideoAutoencoder:
+        raise CheckpointError(f"{checkpoint.name}: no VAE is made of a {component.network.__name__}.")
+    operations = network_operations(ops.disable_weight_init)
+    network = VideoAutoencoder(component.config, operations=operations)  # type: ignore[arg-type]
+    return VideoVAE(network, dict(component.tensors))
+
+
+def _positions(shape: tuple[int, ...]) -> int:
+    return shape[2] * shape[3] * shape[4]
+
+
+def _same(count: int) -> int:
+    return count
+
+
+def _given(options: dict[str, int | None]) -> dict[str, int]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _frames_of(latents: Tensor) -> tuple[Tensor, int]:
+    if latents.ndim == 4:
+        return latents, latents.shape[0]
+    return latents.movedim(2, 1).flatten(0, 1), latents.shape[0]
+
+
+def _clips_of(pixels: Tensor) -> tuple[Tensor, int]:
+    return (pixels.flatten(0, 1), pixels.shape[0]) if pixels.ndim == 5 else (pixels, 1)

@@ -1,0 +1,153 @@
+"""This package's own files: networks, text encoder and autoencoder in one safetensors file that describes itself.
+
+Tensors are named `<role>.<name>`; the metadata entry "weft" says which network each role is, with its configuration,
+the latent space and the noise schedule. The trainer writes these files; the embedded models are such files. ComfyUI's
+save nodes write no metadata of ours, so there the description travels as a tensor.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+from ..kernels.networks.lvdm import (
+    LatentVideoUNet,
+    LatentVideoUNetConfig,
+    TextToVideoUNet,
+    TextToVideoUNetConfig,
+)
+from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from ..kernels.sampling.schedules import NoiseSchedule
+from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
+from .errors import CheckpointError
+from .files import encode_metadata
+from .keymap import strip_prefix
+
+# Networks that a bundle may hold, with their configurations.
+NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
+    "TextToVideoUNet": (TextToVideoUNet, TextToVideoUNetConfig),
+    "LatentVideoUNet": (LatentVideoUNet, LatentVideoUNetConfig),
+    "VideoAutoencoder": (VideoAutoencoder, VideoAutoencoderConfig),
+    "CaptionEncoder": (CaptionEncoder, CaptionEncoderConfig),
+}
+
+DESCRIPTION = "weft.description"
+# Where a role's tensors are: in our own files, and in what ComfyUI's save nodes write.
+_PREFIXES = {
+    MODEL: ("diffusion_model.", "model.diffusion_model."),
+    VAE: ("vae.", "first_stage_model."),
+    TEXT_ENCODER: (
+        "text_encoder.",
+        "cond_stage_model.caption.transformer.",
+        "cond_stage_model.clip_l.transformer.",
+    ),
+}
+
+
+def save_bundle(
+    path: Path | str,
+    components: Mapping[str, nn.Module],
+    *,
+    system: str,
+    latent: LatentSpec,
+    schedule: NoiseSchedule,
+    metadata: Mapping[str, object],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write networks by role ("diffusion_model", "vae", "text_encoder") into one file, atomically.
+
+    Raises:
+        ValueError: a network that bundles do not know.
+    """
+    unknown = [type(network).__name__ for network in components.values() if type(network).__name__ not in NETWORKS]
+    if unknown:
+        raise ValueError(f"A bundle cannot hold {unknown[0]}; it knows {', '.join(NETWORKS)}.")
+    roles = {role: Component(type(network), network.config, {}) for role, network in components.items()}
+    description = describe(Checkpoint(Path(path).name, system, roles, latent, schedule))
+    tensors = {
+        f"{role}.{name}": tensor.detach().to("cpu", dtype).contiguous()
+        for role, network in components.items()
+        for name, tensor in network.state_dict().items()
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata=encode_metadata({"weft": description, **metadata}))
+    os.replace(partial, path)
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, object]:
+    """Everything but the weights, as plain data."""
+    return {
+        "system": checkpoint.family,
+        "components": {
+            role: {
+                "network": component.network.__name__ if component.network else None,
+                "config": dataclasses.asdict(component.config) if component.network else component.config,  # type: ignore[call-overload]
+            }
+            for role, component in checkpoint.components.items()
+        },
+        "latent": dataclasses.asdict(checkpoint.latent),
+        "schedule": dataclasses.asdict(checkpoint.schedule),
+    }
+
+
+def description_tensor(description: Mapping[str, object]) -> Tensor:
+    """A description as a tensor of bytes, for writers that keep tensors only."""
+    return torch.frombuffer(bytearray(json.dumps(description).encode()), dtype=torch.uint8)
+
+
+def from_mapping(kind: type, values: Mapping[str, Any]) -> Any:  # noqa: ANN401 - an instance of `kind`
+    """A configuration dataclass from decoded JSON; lists become tuples."""
+    return kind(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _frozen(value: object) -> object:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    return "weft" in metadata or DESCRIPTION in tensors
+
+
+def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
+    try:
+        text = metadata["weft"] if "weft" in metadata else bytes(tensors[DESCRIPTION].tolist()).decode()
+        description = json.loads(text)
+        components = {}
+        for role, entry in description["components"].items():
+            weights = _tensors_of(role, tensors)
+            if weights:
+                components[role] = _component(entry, weights)
+        latent = from_mapping(LatentSpec, description["latent"])
+        schedule = from_mapping(NoiseSchedule, description["schedule"])
+        system = description["system"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: its description does not fit this version of the pack ({error!r}): update the pack, or export "
+            "the file again."
+        ) from error
+    rest = {key: value for key, value in metadata.items() if key != "weft"}
+    return Checkpoint(name, system, components, latent, schedule, rest)
+
+
+def _tensors_of(role: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = (strip_prefix(tensors, prefix) for prefix in _PREFIXES[role])
+    return next((weights for weights in found if weights), {})
+
+
+def _component(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Component:
+    if entry["network"] is None:
+        return Component(None, entry["config"], tensors)
+    network, config = NETWORKS[entry["network"]]
+    return Component(network, from_mapping(config, entry["config"]), tensors)
+
+
+FAMILY = Family("bundle", _recognise, _read)

@@ -1,0 +1,85 @@
+"""Declarative renaming of released tensors to our names."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Renaming rules of one network.
+
+    Attributes:
+        rules: substitutions (pattern, replacement), all applied, in this order. A name that ends in `#k` afterwards is
+            part k of a tensor that is concatenated from several along its first axis.
+        axes: (pattern of our names, number of axes): tensors that were released with more axes, of length one.
+    """
+
+    rules: tuple[Rule, ...]
+    axes: tuple[tuple[str, int], ...] = ()
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename, squeeze and concatenate; works on meta tensors."""
+        rules = [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
+        axes = [(re.compile(pattern), count) for pattern, count in self.axes]
+        parts: dict[str, dict[int, Tensor]] = {}
+        for name, tensor in tensors.items():
+            for pattern, replacement in rules:
+                name = pattern.sub(replacement, name)
+            name, _, part = name.partition("#")
+            for pattern, count in axes:
+                if pattern.search(name):
+                    tensor = _with_axes(tensor, count)
+            parts.setdefault(name, {})[int(part or 0)] = tensor
+        return {name: _joined([pieces[index] for index in sorted(pieces)]) for name, pieces in parts.items()}
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def _with_axes(tensor: Tensor, count: int) -> Tensor:
+    """Drop axes of length one behind the first two until `count` are left; a longer axis stays, and is then reported."""
+    while tensor.ndim > count and tensor.shape[2] == 1:
+        tensor = tensor.squeeze(2)
+    return tensor
+
+
+def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Compare tensors with what a network (possibly on the meta device) needs.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, of another shape, or not finite; up to three are named.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    complaints = [f"{name} {expected[name]} is missing" for name in expected if name not in tensors]
+    complaints += [f"{name} {tuple(tensors[name].shape)} is unexpected" for name in tensors if name not in expected]
+    for name, tensor in tensors.items():
+        if name in expected and tuple(tensor.shape) != expected[name]:
+            complaints.append(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
+    if not complaints:
+        complaints = [f"{name} holds NaN or infinite values" for name, tensor in tensors.items() if not _finite(tensor)]
+    if complaints:
+        more = f", and {len(complaints) - 3} more" if len(complaints) > 3 else ""
+        raise CheckpointError(
+            f"{source} does not fit {type(network).__name__}: {'; '.join(complaints[:3])}{more}. "
+            "The file is damaged, or of another model."
+        )
+
+
+def _finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
+        return True
+    return bool(torch.isfinite(tensor).all())

@@ -1,0 +1,100 @@
+"""The numbering of U-Net blocks that the released models share (that of Stable Diffusion 1), as rules and as numbers."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .errors import CheckpointError
+from .keymap import Rule
+
+
+def _down(part: str) -> "Rule":
+    suffix = {"residual": r"\.0\.", "attention": r"\.1\.", "downsample.conv": r"\.0\.op\."}[part]
+    # Entry 0 of the released list is the input convolution, which stands apart here.
+    return rf"^input_blocks\.(\d+){suffix}", lambda match: f"skeleton.down.{int(match[1]) - 1}.{part}."
+
+
+PLACES: tuple[Rule, ...] = (
+    (r"^input_blocks\.0\.0\.", "conv_in."),
+    _down("downsample.conv"),
+    _down("residual"),
+    _down("attention"),
+    (r"^middle_block\.0\.", "skeleton.middle.0.residual."),
+    (r"^middle_block\.1\.", "skeleton.middle.0.attention."),
+    (r"^middle_block\.2\.", "skeleton.middle.1.residual."),
+    (r"^output_blocks\.(\d+)\.[12]\.conv\.", r"skeleton.up.\1.upsample.conv."),
+    (r"^output_blocks\.(\d+)\.0\.", r"skeleton.up.\1.residual."),
+    (r"^output_blocks\.(\d+)\.1\.", r"skeleton.up.\1.attention."),
+    (r"^out\.0\.", "norm_out.norm."),
+    (r"^out\.2\.", "conv_out."),
+    (r"^time_embed\.0\.", "time_embedding.hidden."),
+    (r"^time_embed\.2\.", "time_embedding.out."),
+)
+
+RESIDUAL: tuple[Rule, ...] = (
+    (r"\.in_layers\.0\.", ".norm1.norm."),
+    (r"\.in_layers\.2\.", ".conv1."),
+    (r"\.emb_layers\.1\.", ".time."),
+    (r"\.out_layers\.0\.", ".norm2.norm."),
+    (r"\.out_layers\.3\.", ".conv2."),
+    (r"\.skip_connection\.", ".skip."),
+)
+
+
+@dataclass(frozen=True)
+class UNetLayout:
+    """What the shapes of a U-Net's tensors (our names) say about its configuration."""
+
+    in_channels: int
+    out_channels: int
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    attention_factors: tuple[int, ...]
+    scale_shift: bool
+    middle_channels: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "UNetLayout":
+        """Read the layout.
+
+        Raises:
+            CheckpointError: tensors that every such network has are missing.
+        """
+        try:
+            return cls._of(tensors)
+        except (KeyError, ValueError, IndexError) as error:
+            raise CheckpointError(
+                f"The U-Net is incomplete or of an unknown layout ({error} is missing): the file is damaged or cut off."
+            ) from error
+
+    @classmethod
+    def _of(cls, tensors: Mapping[str, Tensor]) -> "UNetLayout":
+        base = tensors["conv_in.weight"]
+        widths: list[list[int]] = [[]]
+        attends: list[bool] = [False]
+        for index in range(_count(tensors, r"skeleton\.down\.(\d+)\.")):
+            stage = f"skeleton.down.{index}."
+            if f"{stage}downsample.conv.weight" in tensors:
+                widths.append([])
+                attends.append(False)
+                continue
+            widths[-1].append(tensors[f"{stage}residual.conv2.weight"].shape[0])
+            attends[-1] |= any(name.startswith(f"{stage}attention.") for name in tensors)
+        middle = tensors["skeleton.middle.0.residual.conv2.weight"].shape[0]
+        return cls(
+            in_channels=base.shape[1],
+            out_channels=tensors["conv_out.weight"].shape[0],
+            model_channels=base.shape[0],
+            channel_mult=tuple(level[0] // base.shape[0] for level in widths),
+            num_res_blocks=len(widths[0]),
+            attention_factors=tuple(2**level for level, attend in enumerate(attends) if attend),
+            scale_shift=tensors["skeleton.middle.0.residual.time.weight"].shape[0] == 2 * middle,
+            middle_channels=middle,
+        )
+
+
+def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    return 1 + max(int(match[1]) for name in tensors if (match := re.match(pattern, name)))

@@ -1,0 +1,5 @@
+"""The node API of ComfyUI, imported here and nowhere else."""
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+__all__ = ["ComfyExtension", "io"]

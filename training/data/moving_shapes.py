@@ -1,0 +1,234 @@
+"""Moving Shapes: a procedural text-video set whose captions are true by construction.
+
+Coordinates are pixels with the origin at the upper left corner of the frame, so the first pixel's centre is (0.5, 0.5).
+Shapes: T frames, H height, W width.
+"""
+
+import colorsys
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..settings import setting
+from .captions import (
+    BACKGROUNDS,
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    SPEEDS,
+    ClipSpec,
+    ShapeSpec,
+    Split,
+    single_object_specs,
+    split_of,
+)
+from .video_files import write_video
+
+HUES = {colour: index / len(COLOURS) for index, colour in enumerate(COLOURS)}
+BACKGROUND_LEVELS = {"dark": (0.05, 0.17), "grey": (0.42, 0.56), "light": (0.82, 0.95)}
+TRAVEL = {"slowly": (0.15, 0.21), "": (0.30, 0.38), "quickly": (0.50, 0.60)}
+"""Distance covered in one clip, as a fraction of the frame; the tracker puts its limits in the gaps."""
+UNIT_STEPS = {"left to right": (1, 0), "right to left": (-1, 0), "top to bottom": (0, 1), "bottom to top": (0, -1)}
+RADIUS = (0.11, 0.15)
+"""Size of an object, as a fraction of the frame."""
+REACH = 1.25
+"""Half the extent of the widest shape, in radii: what an object keeps away from the border."""
+PATH_CANDIDATES = 64
+HUE_JITTER = 0.02
+SATURATION, VALUE = (0.85, 1.0), (0.8, 1.0)
+
+
+@dataclass(frozen=True)
+class MovingShapesConfig:
+    """What is drawn."""
+
+    size: int = setting(64, minimum=8, doc="height and width of a frame (pixels)")
+    frames: int = setting(16, minimum=1, doc="frames of a clip")
+    fps: int = setting(8, minimum=1, doc="frames per second of written files")
+    two_objects: float = setting(0.2, minimum=0, maximum=1, doc="share of clips with two objects")
+    count: int = setting(30_000, minimum=1, doc="clips in each split")
+    seed: int = setting(0, minimum=0, doc="decides every clip together with its split and index")
+
+
+@dataclass(frozen=True)
+class ObjectTrack:
+    """An object frame by frame: centres (T, 2) as x, y and radii (T,) in pixels, colours (T, 3) in 0..1."""
+
+    shape: str
+    centres: np.ndarray
+    radii: np.ndarray
+    colours: np.ndarray
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A specification with its true per-frame parameters; later objects are in front; backgrounds (T, 3) in 0..1."""
+
+    spec: ClipSpec
+    objects: tuple[ObjectTrack, ...]
+    backgrounds: np.ndarray
+    size: int
+
+
+def sample_spec(rng: np.random.Generator, config: MovingShapesConfig, split: Split = "train") -> ClipSpec:
+    """Draw what a clip of this split shows."""
+    while True:
+        count = 2 if rng.random() < config.two_objects else 1
+        spec = _draw_spec(rng, count)
+        if split_of(spec) == split:
+            return spec
+
+
+def _draw_spec(rng: np.random.Generator, count: int) -> ClipSpec:
+    def pick(options: tuple[str, ...]) -> str:
+        return options[rng.integers(len(options))]
+
+    colours = rng.permutation(len(COLOURS))[:count]
+    objects = (ShapeSpec(COLOURS[colour], pick(SHAPES), pick(DIRECTIONS), pick(SPEEDS)) for colour in colours)
+    return ClipSpec(tuple(objects), pick(BACKGROUNDS))
+
+
+def sample_clip(rng: np.random.Generator, config: MovingShapesConfig, split: Split = "train") -> Clip:
+    """Draw a clip: what it shows, and everything that its caption leaves open."""
+    return animate(sample_spec(rng, config, split), rng, config)
+
+
+def animate(spec: ClipSpec, rng: np.random.Generator, config: MovingShapesConfig) -> Clip:
+    """Draw all that the caption leaves open: sizes, start positions, exact speeds and shades."""
+    radii = rng.uniform(*RADIUS, len(spec.objects)) * config.size
+    centres = _draw_paths(spec, radii, rng, config)
+    objects = tuple(
+        ObjectTrack(
+            shape=shape.shape,
+            centres=centres[index],
+            radii=np.full(config.frames, radii[index]),
+            colours=np.tile(_draw_shade(shape.colour, rng), (config.frames, 1)),
+        )
+        for index, shape in enumerate(spec.objects)
+    )
+    background = np.full((config.frames, 3), rng.uniform(*BACKGROUND_LEVELS[spec.background]))
+    return Clip(spec, objects, background, config.size)
+
+
+def _draw_shade(colour: str, rng: np.random.Generator) -> np.ndarray:
+    hue = (HUES[colour] + rng.uniform(-HUE_JITTER, HUE_JITTER)) % 1.0
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION), rng.uniform(*VALUE)))
+
+
+def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, config: MovingShapesConfig) -> np.ndarray:
+    """Return straight paths (objects, T, 2) inside the frame.
+
+    Of PATH_CANDIDATES draws this is the first in which two objects touch for at most an eighth of the clip, or else the
+    one in which they touch the least.
+    """
+    steps = np.array([UNIT_STEPS[shape.direction] for shape in spec.objects])[:, None]
+    travel = np.array([rng.uniform(*TRAVEL[shape.speed], PATH_CANDIDATES) for shape in spec.objects]) * config.size
+    displacement = steps * travel[..., None]
+    margin = REACH * radii[:, None, None]
+    lowest = margin + np.maximum(-displacement, 0)
+    highest = config.size - margin - np.maximum(displacement, 0)
+    starts = rng.uniform(lowest, highest)
+    progress = np.linspace(0, 1, config.frames)[:, None]
+    paths = starts[:, :, None] + displacement[:, :, None] * progress
+    if len(paths) == 1:
+        return paths[:, 0]
+    distance = np.linalg.norm(paths[0] - paths[1], axis=-1)
+    touching = (distance < REACH * radii.sum()).sum(axis=-1)
+    return paths[:, np.maximum(touching, config.frames // 8).argmin()]
+
+
+def render(clip: Clip) -> np.ndarray:
+    """Return the anti-aliased frames, uint8 (T, H, W, 3)."""
+    grid = np.arange(clip.size, dtype=np.float32) + 0.5
+    frames = np.empty((len(clip.backgrounds), clip.size, clip.size, 3), np.float32)
+    frames[:] = np.float32(255) * clip.backgrounds[:, None, None]
+    for track in clip.objects:
+        centres, radii = track.centres.astype(np.float32), track.radii.astype(np.float32)
+        x = grid[None, None, :] - centres[:, 0, None, None]
+        y = grid[None, :, None] - centres[:, 1, None, None]
+        cover = coverage(track.shape, x, y, radii[:, None, None])[..., None]
+        colours = np.float32(255) * track.colours.astype(np.float32)[:, None, None]
+        frames += cover * (colours - frames)
+    return np.rint(frames).astype(np.uint8)
+
+
+def coverage(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+    """Return how much of each pixel at offset x, y from the object's centre lies inside it, 0..1 (broadcast shape)."""
+    return np.clip(np.float32(0.5) - SIGNED_DISTANCES[shape](x, y, radius), 0, 1)
+
+
+def _circle(x: np.ndarray, y: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+    return np.sqrt(x * x + y * y) - radius
+
+
+def _square(x: np.ndarray, y: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.9) * radius
+
+
+def _triangle(x: np.ndarray, y: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+    """Equilateral, pointing up, about its centroid."""
+    sides = np.float32(np.sqrt(0.75)) * np.abs(x) - np.float32(0.5) * y
+    return np.maximum(sides, y) - np.float32(0.7) * radius
+
+
+SIGNED_DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray | float], np.ndarray]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+}
+
+
+class MovingShapes:
+    """Map-style data set of (frames uint8 (T, H, W, 3), caption), a function of seed, split and index only."""
+
+    def __init__(self, config: MovingShapesConfig, split: Split = "train") -> None:
+        self.config = config
+        self.split: Split = split
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def clip(self, index: int) -> Clip:
+        """Return the clip's true parameters; raises IndexError outside 0..len-1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of a data set of {len(self)} clips")
+        rng = np.random.default_rng((self.config.seed, self.split == "held_out", index))
+        return sample_clip(rng, self.config, self.split)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
+        clip = self.clip(index)
+        return render(clip), clip.spec.caption()
+
+
+def held_out_captions(count: int, seed: int, config: MovingShapesConfig | None = None) -> list[str]:
+    """Return distinct held-out captions in the training set's proportion of one and two objects.
+
+    Raises ValueError when `count` needs more captions with one object than are held out.
+    """
+    rng = np.random.default_rng(seed)
+    pairs = round(count * (config or MovingShapesConfig()).two_objects)
+    singles = [spec.caption() for spec in single_object_specs() if split_of(spec) == "held_out"]
+    if count - pairs > len(singles):
+        raise ValueError(f"{count} captions need {count - pairs} with one object, but {len(singles)} are held out")
+    captions = [singles[index] for index in rng.permutation(len(singles))[: count - pairs]]
+    while len(captions) < count:
+        spec = _draw_spec(rng, 2)
+        if split_of(spec) == "held_out" and spec.caption() not in captions:
+            captions.append(spec.caption())
+    return [captions[index] for index in rng.permutation(count)]
+
+
+def write_dataset(folder: Path, count: int, config: MovingShapesConfig, split: Split = "train") -> None:
+    """Write `count` clips as 00000.mp4, ... and captions.jsonl with a line of file, caption and spec for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = MovingShapes(config, split)
+    with (folder / "captions.jsonl").open("w", encoding="utf-8") as lines:
+        for index in range(count):
+            clip = data.clip(index)
+            file = f"{index:05d}.mp4"
+            write_video(folder / file, render(clip), config.fps)
+            line = {"file": file, "caption": clip.spec.caption(), "spec": asdict(clip.spec)}
+            lines.write(json.dumps(line) + "\n")

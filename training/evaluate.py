@@ -1,0 +1,74 @@
+"""Measuring generated videos against their captions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .data.captions import ClipSpec, parse_caption
+from .data.folder import read_captions
+from .data.tracker import Score, Tracked, score, track
+from .data.video_files import read_video
+from .settings import InputError
+
+ATTRIBUTES = ("colour", "shape", "direction", "background")
+
+
+def evaluate_folder(folder: Path) -> dict[str, Any]:
+    """Mean of every score over the captioned videos of a folder, and the score of each video.
+
+    Raises InputError for a folder without captioned videos, a caption outside the grammar, a file without frames.
+    """
+    captions = {name: text for name, text in read_captions(folder).items() if (folder / name).exists()}
+    if not captions:
+        raise InputError(f"{folder}: no video with a caption; expected captions.jsonl with lines of file and caption")
+    rows = [
+        {"file": name, "caption": text, **asdict(_score(folder / name, text)[1])}
+        for name, text in tqdm(sorted(captions.items()), desc="reading videos", dynamic_ncols=True)
+    ]
+    measures = [name for name in rows[0] if name not in ("file", "caption")]
+    means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in measures}
+    return {"clips": len(rows), **{name: round(mean, 4) for name, mean in means.items()}, "videos": rows}
+
+
+def compare(video: Path, caption: str) -> tuple[list[str], bool]:
+    """Lines that put what the tracker read beside what the caption says, and whether all of ATTRIBUTES agree.
+
+    Raises InputError for a caption outside the grammar or a file without frames.
+    """
+    found, result = _score(video, caption)
+    wanted = parse_caption(caption)
+    lines = [
+        f"{name:<12}{'ok' if getattr(result, name) else 'WRONG':<7}"
+        f"found {_read(found, name):<28}expected {_said(wanted, name)}"
+        for name in (*ATTRIBUTES, "speed")
+    ]
+    return lines, all(getattr(result, name) for name in ATTRIBUTES)
+
+
+def _score(video: Path, caption: str) -> tuple[Tracked, Score]:
+    try:
+        wanted = parse_caption(caption)
+        frames, _ = read_video(video)
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from error
+    return track(frames), score(frames, wanted)
+
+
+def _read(found: Tracked, name: str) -> str:
+    if name == "background":
+        return str(found.background)
+    return " and ".join(_word(getattr(item, name), name) for item in found.objects) or "no object"
+
+
+def _said(wanted: ClipSpec, name: str) -> str:
+    if name == "background":
+        return wanted.background
+    return " and ".join(_word(getattr(item, name), name) for item in wanted.objects)
+
+
+def _word(value: str | None, name: str) -> str:
+    return "medium" if name == "speed" and value == "" else str(value)

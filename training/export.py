@@ -1,0 +1,85 @@
+"""From finished runs to one model file that ComfyUI loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
+from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from ..kernels.sampling.schedules import NoiseSchedule
+from ..model_loaders.bundle import save_bundle
+from ..model_loaders.checkpoint import LatentSpec
+from . import checkpoints
+from .config import Recipe, TextToVideoRecipe, read_recipe
+from .first_stage import COPY_NAME, read_autoencoder
+from .revision import git_revision
+from .settings import InputError, read_section, to_table
+
+NETWORKS: dict[str, tuple[Any, type]] = {
+    "vae": (VideoAutoencoder, VideoAutoencoderConfig),
+    "diffusion_model": (TextToVideoUNet, TextToVideoUNetConfig),
+    "text_encoder": (CaptionEncoder, CaptionEncoderConfig),
+}
+
+
+class Trained:
+    """What a run folder or one of its checkpoints holds: recipe, facts, step, and networks with averaged weights."""
+
+    def __init__(self, source: Path, weights: str = "ema") -> None:
+        path = checkpoints.newest(source) if source.is_dir() else source
+        state = checkpoints.read(path)
+        self.recipe: Recipe = read_recipe(state["recipe"], str(path))
+        self.facts, self.step = state["facts"], state["step"]
+        tensors = state["ema"]["networks"] if weights == "ema" else state["networks"]
+        self.networks: dict[str, nn.Module] = {}
+        for role, config in state["configs"].items():
+            network, kind = NETWORKS[role]
+            self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
+            self.networks[role].load_state_dict(tensors[role])
+            self.networks[role].eval().requires_grad_(False)
+        copy = path.parent.parent / COPY_NAME
+        if "vae" not in self.networks and copy.exists():
+            self.networks["vae"] = read_autoencoder(copy).eval().requires_grad_(False)
+
+
+def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | None = None) -> dict[str, int]:
+    """Write a bundle of the networks of all sources, later ones first in doubt; returns parameters by component.
+
+    A text-to-video run brings the autoencoder that it was trained on. Raises InputError for unusable sources.
+    """
+    components: dict[str, nn.Module] = {}
+    trained = [Trained(source, weights) for source in sources]
+    for part in trained:
+        components |= part.networks
+    autoencoder = components.get("vae")
+    if not isinstance(autoencoder, VideoAutoencoder):
+        raise InputError(f"{sources[0]}: no autoencoder there; name the autoencoder's run too")
+    frames, height, _ = autoencoder.config.downsample
+    main = next((part for part in trained if isinstance(part.recipe, TextToVideoRecipe)), trained[-1])
+    schedule = NoiseSchedule()
+    if isinstance(main.recipe, TextToVideoRecipe):
+        schedule = NoiseSchedule(main.recipe.schedule.linear_start, main.recipe.schedule.linear_end)
+    latent = LatentSpec(channels=autoencoder.config.embed_dim, spatial=height, temporal=frames, **main.facts)
+    metadata = {
+        "dataset": to_table(main.recipe.data),
+        "dataset_seed": main.recipe.data.seed,
+        "steps": {part.recipe.task: part.step for part in trained},
+        "revision": git_revision(),
+    }
+    if scores is not None:
+        metadata["scores"] = _read_scores(scores)
+    save_bundle(out, components, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
+    return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        return {name: value for name, value in scores.items() if name != "videos"}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: no score table of `evaluate`: {error}") from error

@@ -1,0 +1,83 @@
+"""Videos from captions without ComfyUI: DDIM with guidance, enough to measure a run while it trains.
+
+Shapes: B videos, Z latent channels, T, H, W frames and latents.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..kernels.networks.caption_encoder import CaptionEncoder, tokenize
+from ..kernels.networks.video_autoencoder import VideoAutoencoder
+from ..kernels.sampling.schedules import NoiseSchedule, ddim_sigmas, ddim_step, ddim_timesteps
+from .config import MovingShapesData, TextToVideoRecipe
+from .data.video_files import write_video
+from .export import Trained
+from .settings import InputError
+
+BATCH = 16
+
+
+class Sampler:
+    """The networks of a finished text-to-video run, ready to make videos."""
+
+    def __init__(self, source: Path, device: torch.device) -> None:
+        trained = Trained(source)
+        if not isinstance(trained.recipe, TextToVideoRecipe):
+            raise InputError(f"{source}: a run of {trained.recipe.task}, expected text_to_video")
+        self.recipe, self.device = trained.recipe, device
+        self.scale, self.shift = trained.facts["scale"], trained.facts["shift"]
+        networks = {role: network.to(device) for role, network in trained.networks.items()}
+        self.unet = networks["diffusion_model"]
+        self.text_encoder, self.autoencoder = networks["text_encoder"], networks["vae"]
+        self.schedule = NoiseSchedule(trained.recipe.schedule.linear_start, trained.recipe.schedule.linear_end)
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str], steps: int, guidance: float, seed: int) -> Tensor:
+        """Captions (B) -> uint8 frames (B, T, H, W, 3); deterministic DDIM, noise drawn from the seed alone."""
+        assert isinstance(self.autoencoder, VideoAutoencoder)
+        config, data = self.autoencoder.config, self.recipe.data
+        pixels = (data.frames, data.size, data.size)
+        sizes = [size // factor for size, factor in zip(pixels, config.downsample, strict=True)]
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn((len(captions), config.embed_dim, *sizes), generator=generator).to(self.device)
+        context = torch.cat([self._encode(captions), self._encode([""] * len(captions))])
+        sigmas = ddim_sigmas(self.schedule, steps)
+        x = noise * (1 + sigmas[0] ** 2).sqrt().float()
+        for index, time in enumerate(ddim_timesteps(steps).tolist()):
+            sigma = sigmas[index].float()
+            times = torch.full((2 * len(x),), time, device=self.device)
+            scaled = (x / (1 + sigma**2).sqrt()).repeat(2, 1, 1, 1, 1)
+            with_text, without = self.unet(scaled, times, context).chunk(2)
+            denoised = x - sigma * (without + guidance * (with_text - without))
+            x = ddim_step(x, denoised, sigmas[index], sigmas[index + 1], 0.0, torch.zeros_like(x))
+        # Back from the scale of the sampler to that of the latents: the last level is abar[0], not zero.
+        z = x / (1 + sigmas[-1] ** 2).sqrt().float()
+        video = self.autoencoder.decode(z / self.scale - self.shift)
+        return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu()
+
+    def _encode(self, captions: list[str]) -> Tensor:
+        assert isinstance(self.text_encoder, CaptionEncoder)
+        config = self.text_encoder.config
+        tokens = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
+        encoded: Tensor = self.text_encoder(torch.tensor(tokens, device=self.device))
+        return encoded
+
+
+def write_samples(sampler: Sampler, captions: list[str], folder: Path, steps: int, guidance: float, seed: int) -> None:
+    """Write a video per caption and captions.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = sampler.recipe.data
+    fps = data.fps if isinstance(data, MovingShapesData) else 8
+    with (folder / "captions.jsonl").open("w", encoding="utf-8") as lines:
+        for start in tqdm(range(0, len(captions), BATCH), desc="sampling", dynamic_ncols=True):
+            part = captions[start : start + BATCH]
+            for offset, video in enumerate(sampler(part, steps, guidance, seed + start)):
+                name = f"{start + offset:05d}.mp4"
+                write_video(folder / name, video.numpy(), fps)
+                lines.write(json.dumps({"file": name, "caption": part[offset]}) + "\n")

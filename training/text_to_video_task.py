@@ -1,0 +1,158 @@
+"""Training a text-to-video UNet and its caption encoder on cached latents: predict the noise (LVDM section 4.4).
+
+Shapes: B clips, N tokens, Z latent channels, T, H, W latents.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.layers.resnet import ResidualBlock
+from ..kernels.layers.temporal import RelativePositions, TemporalAttention
+from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, tokenize, words_of
+from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
+from ..kernels.sampling.schedules import NoiseSchedule, add_noise
+from .config import MovingShapesData, TextToVideoRecipe
+from .data.captions import Split, caption_words
+from .data.clips import open_clips, stack_videos, to_pixels
+from .first_stage import Latents, encode_clips, fit_preview, load_autoencoder
+from .operations import TrainingOperations
+from .settings import RecipeError, Table
+from .task import Batch, Losses
+
+VALIDATION_TIMES = range(50, 1000, 100)
+PREVIEW_CLIPS = 32
+
+
+class TextToVideoTask:
+    """Squared error of the predicted noise at a random time, some captions left out for guidance."""
+
+    def __init__(self, recipe: TextToVideoRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
+        self.recipe, self.device = recipe, device
+        self.schedule = NoiseSchedule(recipe.schedule.linear_start, recipe.schedule.linear_end)
+        self.autoencoder = load_autoencoder(recipe.autoencoder, folder)
+        self._cache = Path(recipe.autoencoder.cache) if recipe.autoencoder.cache else folder / "latents"
+        self._mixed = mixed
+        self.train_latents = self._encode("train", recipe.autoencoder.clips)
+        self.held_out_latents = self._encode("held_out", recipe.run.validation_clips)
+        self.clip_count = len(self.train_latents.captions)
+        self._check_sizes()
+
+        if isinstance(recipe.data, MovingShapesData):
+            vocabulary = caption_words()
+        else:
+            vocabulary = tuple(sorted({word for text in self.train_latents.captions for word in words_of(text)}))
+        text = recipe.text_encoder
+        config = CaptionEncoderConfig(vocabulary, text.width, text.layers, text.heads, text.max_tokens)
+        self.text_encoder = CaptionEncoder(config, operations=TrainingOperations).to(device)
+        self.unet = TextToVideoUNet(recipe.network, operations=TrainingOperations).to(device)
+        initialize_denoiser(self.unet)
+        self.tokens = self._tokenize(self.train_latents.captions)
+        self.held_out_tokens = self._tokenize(self.held_out_latents.captions)
+        self.empty_tokens = self._tokenize([""])[0].to(device)
+        scale, shift = self.train_latents.scale_and_shift()
+        factors, bias = self._fit_preview(scale, shift)
+        self.networks: dict[str, nn.Module] = {"diffusion_model": self.unet, "text_encoder": self.text_encoder}
+        self.companions: dict[str, nn.Module] = {}
+        self.facts: Table = {"scale": scale, "shift": shift, "rgb_factors": factors, "rgb_bias": bias}
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """One optimizer for both networks."""
+        return {"denoiser": [*self.unet.parameters(), *self.text_encoder.parameters()]}
+
+    def batch(self, indices: Tensor) -> Batch:
+        """Moments (B, Z, T, H, W) twice and tokens (B, N)."""
+        latents = self.train_latents
+        return latents.mean[indices], latents.logvar[indices], self.tokens[indices]
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """Mean squared error of the noise, times uniform."""
+        mean, logvar, tokens = batch
+        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        times = torch.randint(self.schedule.steps, (len(mean),), device=self.device)
+        dropped = torch.rand(len(mean), 1, device=self.device) < self.recipe.diffusion.caption_dropout
+        tokens = torch.where(dropped, self.empty_tokens, tokens)
+        loss = self._loss(self.networks, latents, tokens, times, torch.randn_like(latents)).mean()
+        return Losses({"denoiser": loss}, {"loss": loss})
+
+    def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
+        """The loss on held-out captions over fixed times and noise."""
+        mean, logvar, tokens = self.held_out_latents.mean, self.held_out_latents.logvar, self.held_out_tokens
+        losses = []
+        for time in VALIDATION_TIMES:
+            generator = torch.Generator().manual_seed(time)
+            draws = [torch.randn(mean.shape, generator=generator) for _ in range(2)]
+            for batch in zip(
+                *(part.split(self.recipe.run.batch_size) for part in (mean, logvar, tokens, *draws)), strict=True
+            ):
+                means, logvars, words, posterior_noise, noise = (part.to(self.device) for part in batch)
+                times = torch.full((len(words),), time, device=self.device)
+                clean = self._sample(means, logvars, posterior_noise)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
+                    losses.append(self._loss(networks, clean, words, times, noise))
+        return {"loss": float(torch.cat(losses).mean())} if losses else {}
+
+    def _loss(
+        self, networks: dict[str, nn.Module], latents: Tensor, tokens: Tensor, times: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Squared error per clip (B,)."""
+        noisy = add_noise(self.schedule, latents, times, noise)
+        predicted = networks["diffusion_model"](noisy, times, networks["text_encoder"](tokens))
+        return F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3, 4))
+
+    def _sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        """Diffusion latents drawn from the posterior."""
+        drawn = mean.float() + (0.5 * logvar.float()).exp() * noise
+        return (drawn + self.facts["shift"]) * self.facts["scale"]
+
+    def _encode(self, split: Split, count: int) -> Latents:
+        available = len(open_clips(self.recipe.data, split))
+        count = min(count, available) if count or split == "held_out" else available
+        return encode_clips(self.autoencoder, self.recipe.data, split, count, self._cache, self.device, self._mixed)
+
+    def _fit_preview(self, scale: float, shift: float) -> tuple[list[list[float]], list[float]]:
+        count = min(PREVIEW_CLIPS, self.clip_count)
+        videos, _ = stack_videos(open_clips(self.recipe.data, "train"), list(range(count)))
+        latents = scale * (self.train_latents.mean[:count].float() + shift)
+        return fit_preview(latents, to_pixels(videos))
+
+    def _tokenize(self, captions: list[str]) -> Tensor:
+        config = self.text_encoder.config
+        return torch.tensor([tokenize(text, config.vocabulary, config.max_tokens) for text in captions]).view(
+            -1, config.max_tokens
+        )
+
+    def _check_sizes(self) -> None:
+        channels, wanted = self.train_latents.mean.shape[1], self.recipe.network.in_channels
+        if channels != wanted:
+            raise RecipeError(f"network.in_channels: found {wanted}, expected the autoencoder's {channels}")
+        longest = max(self.train_latents.captions, key=lambda text: len(words_of(text)))
+        needed = len(words_of(longest)) + 2
+        if needed > self.recipe.text_encoder.max_tokens:
+            raise RecipeError(
+                f"text_encoder.max_tokens: found {self.recipe.text_encoder.max_tokens}, expected at least {needed} "
+                f"for the caption {longest!r}"
+            )
+
+
+def initialize_denoiser(network: TextToVideoUNet) -> None:
+    """Start every residual branch at zero and position tables Xavier-uniform, as the released models did."""
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            _zero(module.conv2)
+        elif isinstance(module, SpaceTimeTransformer):
+            _zero(module.project_out)
+        elif isinstance(module, TemporalAttention):
+            _zero(module.out)
+        elif isinstance(module, RelativePositions):
+            nn.init.xavier_uniform_(module.table.weight)
+    _zero(network.conv_out)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

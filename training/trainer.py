@@ -1,0 +1,234 @@
+"""The training loop: any task, one optimizer per objective, averaged weights, exact resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import platform
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from . import checkpoints
+from .batches import BatchQueue, ShuffledClips
+from .config import Optimization, Recipe
+from .ema import Ema
+from .metrics import Meter, MetricsFile, draw_curves, read_rows
+from .revision import git_revision
+from .settings import to_table, to_toml
+from .task import Task
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+def learning_rate(settings: Optimization, step: int, steps: int) -> float:
+    """The rate of step 0..steps-1: linear warm-up, then constant or a cosine down to the final fraction."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return settings.learning_rate * (settings.final_fraction + (1 - settings.final_fraction) * cosine)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether forward passes run in mixed precision with bfloat16."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
+class Trainer:
+    """Runs a task in a folder. State lives in the folder's checkpoints, so a new Trainer can `restore` and go on."""
+
+    def __init__(self, recipe: Recipe, task: Task, folder: Path, device: torch.device) -> None:
+        self.recipe, self.task, self.folder, self.device = recipe, task, folder, device
+        settings = recipe.optimization
+        self.parameters = task.parameters()
+        self.optimizers = {
+            name: torch.optim.AdamW(
+                parameters, settings.learning_rate, settings.betas, weight_decay=settings.weight_decay, fused=True
+            )
+            for name, parameters in self.parameters.items()
+        }
+        self.ema = Ema(task.networks, recipe.run.ema_decay)
+        self.meter = Meter()
+        self.step = 0
+        self.clips_seen = 0
+        self.seconds = 0.0
+        self.mixed = uses_bf16(recipe.run.precision, device)
+        self._signal: int | None = None
+
+    def restore(self, state: checkpoints.State) -> None:
+        """Continue from a checkpoint's state."""
+        for name, network in (self.task.networks | self.task.companions).items():
+            network.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.ema.load_state_dict(state["ema"])
+        self.task.facts = state["facts"]
+        self.meter.load_state_dict(state["meter"], self.device)
+        self.step, self.clips_seen, self.seconds = state["step"], state["clips_seen"], state["seconds"]
+        checkpoints.set_random_state(state["random"])
+
+    def run(self, max_steps: int | None = None) -> int | None:
+        """Train to the recipe's end or for `max_steps` and write a checkpoint; returns the signal that ended it early.
+
+        Raises TrainingError when a loss is not finite.
+        """
+        settings = self.recipe.run
+        last = settings.steps if max_steps is None else min(settings.steps, self.step + max_steps)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
+        self._write_description()
+        clips = ShuffledClips(self.task.clip_count, self.recipe.seed)
+        queue = BatchQueue(self.task.batch, clips, settings.batch_size, self.clips_seen)
+        bar = tqdm(total=settings.steps, initial=self.step, desc=self.recipe.task, dynamic_ncols=True)
+        self._mark = (time.perf_counter(), self.clips_seen)
+        try:
+            with self._catch_signals():
+                while self.step < last and self._signal is None:
+                    self._train_step(queue)
+                    bar.update()
+                    if self.step % settings.log_every == 0:
+                        bar.set_postfix(self._log())
+                    if self.step % settings.checkpoint_every == 0 and self.step < last:
+                        self._finish_interval()
+                if self._signal is None:
+                    self._finish_interval()
+                else:
+                    self.save()
+        finally:
+            queue.close()
+            bar.close()
+        return self._signal
+
+    def save(self) -> Path:
+        """Write a checkpoint of everything; returns its path."""
+        networks = self.task.networks | self.task.companions
+        state = {
+            "format": FORMAT,
+            "recipe": to_table(self.recipe),
+            "facts": self.task.facts,
+            "configs": {name: _plain_config(network) for name, network in self.task.networks.items()},
+            "step": self.step,
+            "clips_seen": self.clips_seen,
+            "seconds": self.seconds,
+            "networks": {name: network.state_dict() for name, network in networks.items()},
+            "ema": self.ema.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "meter": self.meter.state_dict(),
+            "random": checkpoints.random_state(),
+        }
+        return checkpoints.save(self.folder / "checkpoints", self.step, state, self.recipe.run.keep_checkpoints)
+
+    def _train_step(self, queue: BatchQueue) -> None:
+        rate = learning_rate(self.recipe.optimization, self.step, self.recipe.run.steps)
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+        accumulation = self.recipe.run.accumulation
+        for _ in range(accumulation):
+            batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in queue.take())
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+                losses = self.task.losses(batch, self.step)
+            for name, objective in losses.objectives.items():
+                (objective / accumulation).backward(inputs=self.parameters[name])
+            self.meter.add(losses.metrics)
+        for name, optimizer in self.optimizers.items():
+            if self.recipe.optimization.gradient_clip:
+                norm = nn.utils.clip_grad_norm_(self.parameters[name], self.recipe.optimization.gradient_clip)
+                self.meter.add({f"{name}_gradient_norm": norm})
+            optimizer.step()
+        self.ema.update(self.task.networks)
+        self.step += 1
+        self.clips_seen = queue.position
+
+    def _log(self) -> dict[str, str]:
+        """Append a row of means; returns what the progress bar shows."""
+        means = self.meter.means()
+        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        if broken:
+            raise TrainingError(f"{', '.join(broken)} not finite before step {self.step}; lower the learning rate")
+        then, clips_then = self._mark
+        self._mark = (time.perf_counter(), self.clips_seen)
+        elapsed = self._mark[0] - then
+        self.seconds += elapsed
+        clips_per_second = (self.clips_seen - clips_then) / elapsed
+        rate = learning_rate(self.recipe.optimization, self.step - 1, self.recipe.run.steps)
+        row = {"step": self.step, **means, "learning_rate": rate, "clips_per_second": round(clips_per_second, 2)}
+        self.metrics.append(row | {"clips": self.clips_seen, "seconds": round(self.seconds, 3)})
+        return {"loss": f"{means['loss']:.4g}", "clips/s": f"{clips_per_second:.1f}"}
+
+    def _finish_interval(self) -> None:
+        """Validate the averaged weights, write a checkpoint, draw the curves."""
+        started = time.perf_counter()
+        rows = read_rows(self.metrics.path)
+        if not any(row["step"] == self.step and any(name.startswith("validation_") for name in row) for row in rows):
+            with torch.no_grad():
+                measures = {f"validation_{name}": x for name, x in self.task.validate(self.ema.networks).items()}
+            if measures:
+                rows.append({"step": self.step, **measures})
+                self.metrics.append(rows[-1])
+                log.info("step %d: %s", self.step, ", ".join(f"{name} {x:.5g}" for name, x in measures.items()))
+        self.save()
+        if rows:
+            draw_curves(rows, self.folder / "loss.png")
+        self._mark = (self._mark[0] + time.perf_counter() - started, self._mark[1])
+
+    def _write_description(self) -> None:
+        (self.folder / "recipe.toml").write_text(to_toml(to_table(self.recipe)), encoding="utf-8")
+        description = {
+            "revision": git_revision(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.machine(),
+            "threads": torch.get_num_threads(),
+            "parameters": {name: sum(p.numel() for p in network.parameters())
+                           for name, network in (self.task.networks | self.task.companions).items()},
+        }  # fmt: skip
+        (self.folder / "run.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def _catch_signals(self) -> Iterator[None]:
+        """Finish the step and write a checkpoint at the first SIGINT or SIGTERM; the second one ends at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signal = number
+            signal.signal(number, previous[number])
+
+        previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number in previous:
+                signal.signal(number, note)
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def _plain_config(network: nn.Module) -> dict[str, Any]:
+    config = network.config
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{type(network).__name__}.config is {config!r}, expected a dataclass")
+    return asdict(config)
