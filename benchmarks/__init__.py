@@ -1,1 +1,1 @@
-"""Speed and memory next to peers."""
+"""Speed and memory of the networks next to plain compositions of the same layers: `python -m weft.benchmarks`."""

@@ -79,8 +79,11 @@ def save_bundle(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=encode_metadata({"weft": description, **metadata}))
-    os.replace(partial, path)
+    try:
+        save_file(tensors, partial, metadata=encode_metadata({"weft": description, **metadata}))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, object]:
@@ -90,13 +93,20 @@ def describe(checkpoint: Checkpoint) -> dict[str, object]:
         "components": {
             role: {
                 "network": component.network.__name__ if component.network else None,
-                "config": dataclasses.asdict(component.config) if component.network else component.config,  # type: ignore[call-overload]
+                "config": _plain(component.config),
             }
             for role, component in checkpoint.components.items()
         },
         "latent": dataclasses.asdict(checkpoint.latent),
         "schedule": dataclasses.asdict(checkpoint.schedule),
     }
+
+
+def _plain(config: object) -> object:
+    """A configuration as plain data; the name of a network of ComfyUI stays."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return dataclasses.asdict(config)
+    return config
 
 
 def description_tensor(description: Mapping[str, object]) -> Tensor:
@@ -129,7 +139,7 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
         latent = from_mapping(LatentSpec, description["latent"])
         schedule = from_mapping(NoiseSchedule, description["schedule"])
         system = description["system"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{name}: its description does not fit this version of the pack ({error!r}): update the pack, or export "
             "the file again."

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..kernels.layers.operations import TorchOperations
 from ..kernels.sampling.schedules import NoiseSchedule
 from .errors import CheckpointError
 from .files import read_tensors
-from .keymap import check_tensors
+from .keymap import check_finite, check_tensors
 
 MODEL, VAE, TEXT_ENCODER = "diffusion_model", "vae", "text_encoder"
 
@@ -38,6 +39,15 @@ class LatentSpec:
     shift: float = 0.0
     rgb_factors: tuple[tuple[float, ...], ...] | None = None
     rgb_bias: tuple[float, ...] | None = None
+
+
+class _UndrawnOperations(TorchOperations):
+    """torch.nn, but tables are not drawn: on the meta device that alone loads a compiler, which takes seconds."""
+
+    class Embedding(nn.Embedding):
+        def reset_parameters(self) -> None:
+            """Leave the table as it is."""
+            return None
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,13 @@ class Component:
         network.load_state_dict(dict(self.tensors))
         return network
 
+    def blank(self) -> nn.Module:
+        """The network on the meta device, to compare its shapes with a file's."""
+        if self.network is None:
+            raise CheckpointError("This network is built by ComfyUI, not by this package.")
+        with torch.device("meta"):
+            return self.network(self.config, operations=_UndrawnOperations)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -97,7 +114,8 @@ class Checkpoint:
         """
         if role not in self.components:
             found = ", ".join(sorted(self.components)) or "none"
-            raise CheckpointError(f"{self.name} has no {role.replace('_', ' ')}, it has: {found}. Load it from its own file.")
+            wanted = role.replace("_", " ")
+            raise CheckpointError(f"{self.name} has no {wanted}, it has: {found}. Load it from its own file.")
         return self.components[role]
 
 
@@ -150,9 +168,8 @@ def read(path: Path | str, options: ReadOptions | None = None) -> Checkpoint:
     checkpoint = interpret(path.name, tensors, metadata, options)
     for component in checkpoint.components.values():
         if component.network is not None:
-            with torch.device("meta"):
-                blank = component.network(component.config)
-            check_tensors(blank, component.tensors, path.name)
+            check_tensors(_blank(component, path.name), component.tensors, path.name)
+        check_finite(component.tensors, path.name)
     return checkpoint
 
 
@@ -162,12 +179,30 @@ def interpret(
     """What `read` does once the tensors are in memory, without the check of every tensor.
 
     Raises:
-        CheckpointError: no family knows these tensors.
+        CheckpointError: no family knows these tensors, or those that tell the configuration are missing or misshapen.
     """
-    for family in families():
-        if family.recognise(tensors, metadata):
-            return family.read(name, tensors, metadata, options or ReadOptions())
-    raise CheckpointError(f"{name} {_what_it_seems(tensors)}")
+    family = next((family for family in families() if family.recognise(tensors, metadata)), None)
+    if family is None:
+        raise CheckpointError(f"{name} {_what_it_seems(tensors)}")
+    try:
+        return family.read(name, tensors, metadata, options or ReadOptions())
+    except CheckpointError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} was taken for a file of the {family.name} family, but tensors that every such file has are "
+            f"missing or have other shapes ({error!r}): it is damaged, or of another model."
+        ) from error
+
+
+def _blank(component: Component, name: str) -> nn.Module:
+    try:
+        return component.blank()
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} describes a network that cannot be built ({error}): {component.config}. The file is damaged, or "
+            "of another model."
+        ) from error
 
 
 def _what_it_seems(tensors: Mapping[str, Tensor]) -> str:
@@ -180,5 +215,3 @@ def _what_it_seems(tensors: Mapping[str, Tensor]) -> str:
         return "is an image model: use the core node Load Checkpoint for it."
     sample = ", ".join(names[:3])
     return f"is not a model that this pack knows ({len(names)} tensors such as {sample}): see the README for the list."
-
-

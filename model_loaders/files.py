@@ -1,8 +1,10 @@
 """Reading model files from disk without running anything that is in them."""
 
 import json
-import pickle
+import re
 import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -13,10 +15,17 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from .errors import CheckpointError
 
 # Objects that training frameworks leave beside the weights. They are replaced by empty stand-ins, never imported.
-_HARMLESS_MODULES = ("pytorch_lightning", "lightning", "omegaconf", "numpy", "collections", "argparse", "typing")
+_HARMLESS = re.compile(
+    r"(pytorch_lightning|lightning|omegaconf|numpy|collections|argparse|pathlib|typing)\."
+    r"|builtins\.(bool|dict|float|int|list|object|set|str|tuple)$"
+)
+_KINDS = {
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "a media file",
+}
 _NESTS = ("state_dict", "model", "module", "model_state_dict")
-# Weights hardly compress; an archive that promises far more than it holds is not a model.
-_MAX_EXPANSION = 20
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -52,40 +61,57 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> object:
-    if zipfile.is_zipfile(path):
-        _refuse_zip_bomb(path)
     try:
-        names = get_unsafe_globals_in_checkpoint(path)
-        foreign = [name for name in names if name.split(".")[0] not in _HARMLESS_MODULES]
+        # Checkpoints are archives since PyTorch 1.6; the format before that cannot be searched for foreign objects.
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _refuse_compressed(path)
+        names = get_unsafe_globals_in_checkpoint(path) if archive else []
+        foreign = [name for name in names if not _HARMLESS.match(name)]
         if foreign:
             raise CheckpointError(
                 f"{path.name} holds code ({', '.join(sorted(foreign)[:3])}) besides weights and was not opened: "
                 "use a .safetensors version of it."
             )
         with safe_globals([(_stand_in(name), name) for name in names]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except CheckpointError:
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError) as error:
-        reason = str(error).split("\n")[0][:200]
+    except Exception as error:  # a damaged or hostile pickle raises whatever its bytes lead to
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().split("\n")[0][:200]
         raise CheckpointError(
-            f"{path.name} is not a readable PyTorch checkpoint ({reason}): download or copy it again."
+            f"{path.name} is not a PyTorch checkpoint that holds weights alone ({reason}): download or copy it again, "
+            "or use a .safetensors version of it."
         ) from error
 
 
-def _refuse_zip_bomb(path: Path) -> None:
+def _refuse_compressed(path: Path) -> None:
+    """PyTorch stores weights as they are: an archive that unpacks to more than its own size is none of its files."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         promised = sum(entry.file_size for entry in archive.infolist())
-    if promised > _MAX_EXPANSION * size:
+    if promised > size:
         raise CheckpointError(
-            f"{path.name} has {size:,} bytes and would unpack to {promised:,}: this is not a model, it was not opened."
+            f"{path.name} has {size:,} bytes and would unpack to {promised:,}, expected a PyTorch checkpoint, which is "
+            "not compressed: it was not opened. Unpack it, or choose another file."
         )
 
 
+class _Ignored:
+    """Swallows what a pickle does to an object."""
+
+    def __init__(self, *arguments: object) -> None:
+        return None
+
+    def __setstate__(self, state: object) -> None:
+        return None
+
+
 def _stand_in(name: str) -> type:
-    """A class without behaviour that takes the place of a training framework's."""
-    return type(name.rsplit(".", 1)[-1], (dict,), {"__setstate__": lambda self, state: None})
+    """A class without behaviour in the place of a training framework's; torch fills items into plain mappings only."""
+    if name.startswith("numpy."):
+        return type(name, (_Ignored,), {})
+    return type(name, (), {"__new__": lambda cls, *arguments: OrderedDict()})
 
 
 def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
@@ -94,24 +120,24 @@ def _tensors_of(content: object, path: Path) -> dict[str, Tensor]:
             content = content[nest]
     tensors = {}
     if isinstance(content, dict):
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        named = {name: value for name, value in content.items() if isinstance(name, str)}
+        tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path.name} holds no tensors by name: expected a checkpoint or a state dict.")
     return tensors
 
 
 def _known_kind(head: bytes) -> str:
-    kinds = {b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"GIF8": "a GIF image", b"RIFF": "a media file"}
-    for magic, kind in kinds.items():
+    for magic, kind in _KINDS.items():
         if head.startswith(magic):
             return kind
     if head[4:8] == b"ftyp":
         return "a video"
-    if head.lstrip()[:1] in (b"<", b"{", b"v"):
+    if head and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
         return "a text or web page (a download that failed?)"
-    return "empty" if not head else "of an unknown kind"
+    return "of an unknown kind" if head else "empty"
 
 
-def encode_metadata(metadata: dict[str, object]) -> dict[str, str]:
+def encode_metadata(metadata: Mapping[str, object]) -> dict[str, str]:
     """Metadata for safetensors, which stores strings only: everything else becomes JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}

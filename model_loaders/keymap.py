@@ -46,7 +46,7 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 
 
 def _with_axes(tensor: Tensor, count: int) -> Tensor:
-    """Drop axes of length one behind the first two until `count` are left; a longer axis stays, and is then reported."""
+    """Drop axes of length one behind the first two until `count` are left; a longer one stays and is then reported."""
     while tensor.ndim > count and tensor.shape[2] == 1:
         tensor = tensor.squeeze(2)
     return tensor
@@ -61,7 +61,7 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     """Compare tensors with what a network (possibly on the meta device) needs.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected, of another shape, or not finite; up to three are named.
+        CheckpointError: a tensor is missing, unexpected or of another shape; up to three are named.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     complaints = [f"{name} {expected[name]} is missing" for name in expected if name not in tensors]
@@ -69,8 +69,6 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     for name, tensor in tensors.items():
         if name in expected and tuple(tensor.shape) != expected[name]:
             complaints.append(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
-    if not complaints:
-        complaints = [f"{name} holds NaN or infinite values" for name, tensor in tensors.items() if not _finite(tensor)]
     if complaints:
         more = f", and {len(complaints) - 3} more" if len(complaints) > 3 else ""
         raise CheckpointError(
@@ -79,7 +77,23 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str
         )
 
 
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Look at every value.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinite values; up to three are named.
+    """
+    broken = [name for name, tensor in tensors.items() if not _finite(tensor)]
+    if broken:
+        more = f", and {len(broken) - 3} more tensors" if len(broken) > 3 else ""
+        raise CheckpointError(
+            f"{source} holds NaN or infinite values in {', '.join(broken[:3])}{more}, expected finite weights: "
+            "its training broke down, or it was converted to a dtype that is too small. Use another file."
+        )
+
+
 def _finite(tensor: Tensor) -> bool:
-    if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() < 2:
+    if not tensor.is_floating_point():
         return True
-    return bool(torch.isfinite(tensor).all())
+    # float8 cannot be asked.
+    return bool(torch.isfinite(tensor.half() if tensor.element_size() == 1 else tensor).all())

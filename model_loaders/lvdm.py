@@ -6,6 +6,7 @@ Also files that ComfyUI saved from these models: our names, but no configuration
 import logging
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from ..kernels.sampling.schedules import NoiseSchedule
 from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
 from .keymap import KeyMap, strip_prefix
-from .unet_layout import PLACES, RESIDUAL, UNetLayout
+from .unet_layout import PLACES, RESIDUAL, UNetLayout, count
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,10 @@ UNET_KEYS = KeyMap(
         (r"\.relative_position_v\.embeddings_table", ".value_positions.table.weight"),
     ),
     # Convolutions over one frame, and convolutions that are linear layers.
-    axes=((r"\b(conv|conv1|conv2|conv_in|conv_out|skip)\.weight$", 4), (r"\b(qkv|out|project_in|project_out)\.weight$", 2)),
+    axes=(
+        (r"\b(conv|conv1|conv2|conv_in|conv_out|skip)\.weight$", 4),
+        (r"\b(qkv|out|project_in|project_out)\.weight$", 2),
+    ),
 )
 
 AUTOENCODER_KEYS = KeyMap(
@@ -92,8 +96,7 @@ AUTOENCODER_KEYS = KeyMap(
 
 def autoencoder_component(tensors: Mapping[str, Tensor]) -> Component:
     """The 3D autoencoder from released or own names (training losses and doubled weights are left out)."""
-    released = "encoder.conv_first.conv.weight" in tensors
-    if released:
+    if "encoder.conv_first.conv.weight" in tensors:
         kept = {
             name: tensor
             for name, tensor in tensors.items()
@@ -105,14 +108,14 @@ def autoencoder_component(tensors: Mapping[str, Tensor]) -> Component:
 
 def autoencoder_config(tensors: Mapping[str, Tensor]) -> VideoAutoencoderConfig:
     """Configuration from shapes; time is halved once less than height and width, as in every released model."""
-    stages = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.stages."))
-    base = tensors["encoder.conv_in.conv.weight"]
+    stages = count(tensors, r"^encoder\.stages\.(\d+)\.")
+    stem, latent = tensors["encoder.conv_in.conv.weight"], tensors["post_quant_conv.weight"]
     return VideoAutoencoderConfig(
-        n_hiddens=base.shape[0],
+        n_hiddens=stem.shape[0],
         downsample=(2 ** (stages - 1), 2**stages, 2**stages),
-        z_channels=tensors["post_quant_conv.weight"].shape[0],
-        embed_dim=tensors["post_quant_conv.weight"].shape[1],
-        image_channels=base.shape[1],
+        z_channels=latent.shape[0],
+        embed_dim=latent.shape[1],
+        image_channels=stem.shape[1],
     )
 
 
@@ -121,23 +124,18 @@ def unet_component(tensors: Mapping[str, Tensor]) -> Component:
     if "input_blocks.0.0.weight" in tensors:
         tensors = UNET_KEYS(tensors)
     layout = UNetLayout.of(tensors)
-    tables = [tensor for name, tensor in tensors.items() if name.endswith("key_positions.table.weight")]
-    shared = {
+    shared: dict[str, Any] = {
         "in_channels": layout.in_channels,
         "out_channels": layout.out_channels,
         "model_channels": layout.model_channels,
         "channel_mult": layout.channel_mult,
         "num_res_blocks": layout.num_res_blocks,
         "attention_factors": layout.attention_factors,
-        "relative_positions": bool(tables),
+        **_positions(tensors, layout.middle_channels),
     }
-    if tables:
-        middle = tensors[_first(tensors, r"skeleton\.middle\.0\.attention\..*key_positions\.table\.weight")]
-        shared["temporal_length"] = (middle.shape[0] - 1) // 2
-        shared["num_heads"] = layout.middle_channels // middle.shape[1]
     text = [tensor for name, tensor in tensors.items() if name.endswith(".text.key_value.weight")]
     if text:
-        depth = 1 + max(int(match[1]) for name in tensors if (match := re.search(r"\.attention\.blocks\.(\d+)\.", name)))
+        depth = count(tensors, r"^skeleton\.middle\.0\.attention\.blocks\.(\d+)\.")
         config = TextToVideoUNetConfig(**shared, context_width=text[0].shape[1], depth=depth)
         return Component(TextToVideoUNet, config, dict(tensors))
     levels = tensors.get("noise_level.weight")
@@ -145,6 +143,19 @@ def unet_component(tensors: Mapping[str, Tensor]) -> Component:
         **shared, scale_shift=layout.scale_shift, noise_levels=0 if levels is None else levels.shape[0]
     )
     return Component(LatentVideoUNet, video, dict(tensors))
+
+
+def _positions(tensors: Mapping[str, Tensor], channels: int) -> dict[str, Any]:
+    """What a position table of the middle block, (2 * length + 1, width of a head), says of temporal attention."""
+    pattern = r"skeleton\.middle\.0\.attention\..*key_positions\.table\.weight"
+    table = next((tensor for name, tensor in tensors.items() if re.match(pattern, name)), None)
+    if table is None:
+        return {"relative_positions": False}
+    return {
+        "relative_positions": True,
+        "temporal_length": (table.shape[0] - 1) // 2,
+        "num_heads": channels // table.shape[1],
+    }
 
 
 def averaged(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -164,20 +175,18 @@ def averaged(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
-    unet = tensors.get("model.diffusion_model.input_blocks.0.0.weight", tensors.get("input_blocks.0.0.weight"))
-    if unet is not None:
-        return unet.ndim == 5 and unet.shape[2] == 1 and any("relative_position_k" in name or "norm_t." in name or "attn1_tmp" in name for name in tensors)
-    own = any(re.search(r"(^|\.)skeleton\.middle\.0\.attention\.(temporal|blocks\.0\.temporal1)\.qkv", name) for name in tensors)
-    return own or "encoder.conv_first.conv.weight" in tensors or "encoder.conv_in.conv.weight" in tensors
+    return bool(_unet_tensors(tensors)) or _is_video_autoencoder(_first_stage(tensors))
 
 
 def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
     components: dict[str, Component] = {}
-    unet = averaged(tensors, name) if options.ema else _unet_tensors(tensors)
+    unet = _unet_tensors(tensors)
+    if options.ema and "input_blocks.0.0.weight" in unet:
+        unet = averaged(tensors, name)
     if unet:
         components[MODEL] = unet_component(unet)
-    first_stage = strip_prefix(tensors, "first_stage_model.") or dict(tensors)
-    if "encoder.conv_first.conv.weight" in first_stage or "encoder.conv_in.conv.weight" in first_stage:
+    first_stage = _first_stage(tensors)
+    if _is_video_autoencoder(first_stage):
         components[VAE] = autoencoder_component(first_stage)
     elif "encoder.conv_in.weight" in first_stage:
         components[VAE] = Component(None, "stable diffusion", first_stage)
@@ -188,29 +197,44 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
 
 
 def _unet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in ("model.diffusion_model.", "diffusion_model."):
-        if unet := strip_prefix(tensors, prefix):
+    """Tensors of a denoiser with LVDM's temporal attention, by released or own names, below any prefix; or none."""
+    released = re.compile(r"^middle_block\.1\.(norm_t|transformer_blocks\.0\.attn1_tmp)\b")
+    own = re.compile(r"^skeleton\.middle\.0\.attention\.(temporal|blocks\.0\.temporal1)\.")
+    for prefix in ("model.diffusion_model.", "diffusion_model.", ""):
+        unet = strip_prefix(tensors, prefix)
+        if any(released.match(name) or own.match(name) for name in unet):
             return unet
-    bare = ("input_blocks.0.0.weight", "conv_in.weight")
-    return dict(tensors) if any(name in tensors for name in bare) else {}
+    return {}
+
+
+def _first_stage(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return strip_prefix(tensors, "first_stage_model.") or dict(tensors)
+
+
+def _is_video_autoencoder(tensors: Mapping[str, Tensor]) -> bool:
+    return "encoder.conv_first.conv.weight" in tensors or "encoder.conv_in.conv.weight" in tensors
 
 
 def _with_latents(name: str, components: dict[str, Component], options: ReadOptions) -> Checkpoint:
-    model = components.get(MODEL)
-    from_text = model is not None and model.network is TextToVideoUNet
-    scaling = options.scaling
-    if scaling == "auto":
-        scaling = "stable diffusion" if from_text else _guessed_scaling(name)
-    if scaling not in SCALINGS:
-        raise CheckpointError(f"{name}: unknown latent scaling {scaling!r}, expected one of {', '.join(SCALINGS)}.")
-    scale, shift = SCALINGS[scaling]
-    vae = components.get(VAE)
-    channels = model.config.out_channels if model else vae.config.embed_dim  # type: ignore[attr-defined,union-attr]
-    if from_text:
-        return Checkpoint(name, "lvdm", components, LatentSpec(channels, 8, 1, scale, shift), TEXT_SCHEDULE)
-    factors = vae.config.downsample if vae else VideoAutoencoderConfig().downsample  # type: ignore[attr-defined]
-    latent = LatentSpec(channels, factors[1], factors[0], scale, shift)
+    denoiser = components[MODEL].config if MODEL in components else None
+    autoencoder = components[VAE].config if VAE in components else None
+    if isinstance(denoiser, TextToVideoUNetConfig):
+        latent = LatentSpec(denoiser.out_channels, 8, 1, *_scaling(name, options, "stable diffusion"))
+        return Checkpoint(name, "lvdm", components, latent, TEXT_SCHEDULE)
+    if not isinstance(autoencoder, VideoAutoencoderConfig):
+        autoencoder = VideoAutoencoderConfig()
+    channels = denoiser.out_channels if isinstance(denoiser, LatentVideoUNetConfig) else autoencoder.embed_dim
+    temporal, spatial, _ = autoencoder.downsample
+    latent = LatentSpec(channels, spatial, temporal, *_scaling(name, options))
     return Checkpoint(name, "lvdm", components, latent, VIDEO_SCHEDULE)
+
+
+def _scaling(name: str, options: ReadOptions, default: str | None = None) -> tuple[float, float]:
+    """Scale and shift by the user's choice, else the default, else by the data set in the file's name."""
+    chosen = options.scaling if options.scaling != "auto" else default or _guessed_scaling(name)
+    if chosen not in SCALINGS:
+        raise CheckpointError(f"{name}: unknown latent scaling {chosen!r}, expected one of {', '.join(SCALINGS)}.")
+    return SCALINGS[chosen]
 
 
 def _guessed_scaling(name: str) -> str:
@@ -221,18 +245,14 @@ def _guessed_scaling(name: str) -> str:
             log.info("%s: latent scaling of %s, after the file's name", name, found)
             return found
     raise CheckpointError(
-        f"{name}: the scale of its latents is not in the file. Choose the data set it was trained on as latent scaling: "
-        f"{', '.join(SCALINGS)}."
+        f"{name}: the scale of its latents is not in the file. Choose the data set it was trained on as latent "
+        f"scaling: {', '.join(SCALINGS)}."
     )
 
 
 def _is_double(name: str, tensors: Mapping[str, Tensor]) -> bool:
     """Released convolutions store their weight twice, as `x.weight` and `x.conv.weight`."""
     return name.endswith(".weight") and name.removesuffix("weight") + "conv.weight" in tensors
-
-
-def _first(names: Mapping[str, Tensor], pattern: str) -> str:
-    return next(name for name in names if re.match(pattern, name))
 
 
 FAMILY = Family("lvdm", _recognise, _read, tuple(SCALINGS))

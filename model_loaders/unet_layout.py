@@ -1,4 +1,4 @@
-"""The numbering of U-Net blocks that the released models share (that of Stable Diffusion 1), as rules and as numbers."""
+"""The numbering of U-Net blocks that released models share (that of Stable Diffusion 1), as rules and as numbers."""
 
 import re
 from collections.abc import Mapping
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .errors import CheckpointError
 from .keymap import Rule
 
 
-def _down(part: str) -> "Rule":
+def _down(part: str) -> Rule:
     suffix = {"residual": r"\.0\.", "attention": r"\.1\.", "downsample.conv": r"\.0\.op\."}[part]
     # Entry 0 of the released list is the input convolution, which stands apart here.
     return rf"^input_blocks\.(\d+){suffix}", lambda match: f"skeleton.down.{int(match[1]) - 1}.{part}."
@@ -58,24 +57,11 @@ class UNetLayout:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "UNetLayout":
-        """Read the layout.
-
-        Raises:
-            CheckpointError: tensors that every such network has are missing.
-        """
-        try:
-            return cls._of(tensors)
-        except (KeyError, ValueError, IndexError) as error:
-            raise CheckpointError(
-                f"The U-Net is incomplete or of an unknown layout ({error} is missing): the file is damaged or cut off."
-            ) from error
-
-    @classmethod
-    def _of(cls, tensors: Mapping[str, Tensor]) -> "UNetLayout":
+        """Read the layout; LookupError or ValueError when tensors that every such network has are missing."""
         base = tensors["conv_in.weight"]
         widths: list[list[int]] = [[]]
         attends: list[bool] = [False]
-        for index in range(_count(tensors, r"skeleton\.down\.(\d+)\.")):
+        for index in range(count(tensors, r"^skeleton\.down\.(\d+)\.")):
             stage = f"skeleton.down.{index}."
             if f"{stage}downsample.conv.weight" in tensors:
                 widths.append([])
@@ -96,5 +82,6 @@ class UNetLayout:
         )
 
 
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    return 1 + max(int(match[1]) for name in tensors if (match := re.match(pattern, name)))
+def count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different numbers stand in the parentheses of a pattern, over all names that it is found in."""
+    return len({match[1] for name in tensors if (match := re.search(pattern, name))})

@@ -15,8 +15,8 @@ class EmptyVideoLatent(io.ComfyNode):
             node_id="WeftEmptyVideoLatent",
             display_name="Empty Video Latent (Weft)",
             category=CATEGORY,
-            description="An empty latent for text to video, sized for the connected model: it knows how many pixels and "
-            "frames one latent covers, and refuses sizes that the model cannot take.",
+            description="An empty latent for text to video, sized for the connected model: it knows how many pixels "
+            "and frames one latent covers, and refuses sizes that the model cannot take.",
             search_aliases=["empty latent video", "weft"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will be sampled; only its latent format is read."),
@@ -31,7 +31,9 @@ class EmptyVideoLatent(io.ComfyNode):
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of videos."),
             ],
-            outputs=[io.Latent.Output(display_name="LATENT", tooltip="Zeros, (batch, channels, frames, height, width).")],
+            outputs=[
+                io.Latent.Output(display_name="LATENT", tooltip="Zeros, (batch, channels, frames, height, width).")
+            ],
         )
 
     @classmethod

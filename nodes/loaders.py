@@ -15,8 +15,9 @@ def _scaling_input() -> io.Combo.Input:
         display_name="latent scaling",
         options=["auto", *names],
         default="auto",
-        tooltip="Scale and shift between the autoencoder's latents and the model's. LVDM's released files do not contain "
-        "them: choose the data set the model was trained on. 'auto' takes them from the file's description or its name.",
+        tooltip="Scale and shift between the autoencoder's latents and the model's. LVDM's released files do not "
+        "contain them: choose the data set the model was trained on. 'auto' takes them from the file's description or "
+        "its name.",
     )
 
 
@@ -61,7 +62,8 @@ class LoadCheckpoint(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=folders.choices("checkpoints"),
-                    tooltip="File in models/checkpoints, models/weft, or one of the small models that come with the pack.",
+                    tooltip="File in models/checkpoints, models/weft, or one of the small models that come with the "
+                    "pack.",
                 ),
                 _weights_input(),
                 _scaling_input(),
@@ -140,7 +142,8 @@ class LoadVAE(io.ComfyNode):
             node_id="WeftLoadVAE",
             display_name="Load VAE (Weft)",
             category=CATEGORY,
-            description="Loads only the autoencoder of a file, such as LVDM's 3D autoencoders, which shrink time as well.",
+            description="Loads only the autoencoder of a file, such as LVDM's 3D autoencoders, which shrink time as "
+            "well.",
             search_aliases=["lvdm", "3d autoencoder", "video vae", "weft"],
             inputs=[
                 io.Combo.Input(

@@ -15,9 +15,9 @@ class ReleaseSampler(io.ComfyNode):
             node_id="WeftReleaseSampler",
             display_name="Release Sampler (Weft)",
             category=CATEGORY,
-            description="Reproduces the sampler that was released with the model, for SamplerCustomAdvanced. LVDM's DDIM "
-            "starts at timestep 981 of 1000 (50 steps), counts its timesteps from one and ends at the first noise level "
-            "instead of zero. All other samplers and schedulers of ComfyUI work with these models as well.",
+            description="Reproduces the sampler that was released with the model, for SamplerCustomAdvanced. LVDM's "
+            "DDIM starts at timestep 981 of 1000 (50 steps), counts its timesteps from one and ends at the first noise "
+            "level instead of zero. All other samplers and schedulers of ComfyUI work with these models as well.",
             search_aliases=["ddim", "lvdm sampler", "ancestral", "weft"],
             inputs=[
                 io.Model.Input("model", tooltip="A model loaded by this pack; its noise schedule is read."),
@@ -25,8 +25,8 @@ class ReleaseSampler(io.ComfyNode):
                     "kind",
                     options=["ddim", "ancestral"],
                     default="ddim",
-                    tooltip="'ddim': few steps. 'ancestral': every step of the schedule (1000), as LVDM's short videos were "
-                    "evaluated; 'steps' and 'eta' are then not used.",
+                    tooltip="'ddim': few steps. 'ancestral': every step of the schedule (1000), as LVDM's short videos "
+                    "were evaluated; 'steps' and 'eta' are then not used.",
                 ),
                 io.Int.Input(
                     "steps",

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from .config import AutoencoderRecipe
 from .data.clips import open_clips, stack_videos, to_pixels
+from .data.crops import crop_to_foreground
 from .discriminator import PatchDiscriminator
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, kl_divergence, to_frames
 from .settings import Table
 from .task import Batch, Losses
+from .resampling import initialize_as_resampling
 
 
 class AutoencoderTask:
@@ -26,6 +28,8 @@ class AutoencoderTask:
         self.clips = open_clips(recipe.data, "train")
         self.clip_count = len(self.clips)
         self.autoencoder = VideoAutoencoder(recipe.network).to(device)
+        if recipe.initialization == "resampling":
+            initialize_as_resampling(self.autoencoder)
         self.discriminator = PatchDiscriminator(recipe.loss.discriminator_channels).to(device)
         self.perceptual = (PerceptualLoss() if recipe.loss.perceptual == "lpips" else GradientLoss()).to(device)
         self.networks: dict[str, nn.Module] = {"vae": self.autoencoder}
@@ -47,13 +51,16 @@ class AutoencoderTask:
         """The autoencoder's loss, and from its first step on the discriminator's."""
         settings = self.recipe.loss
         video = to_pixels(batch[0])
+        if step < self.recipe.crops.steps:
+            video = crop_to_foreground(video, self.recipe.crops.size)
         mean, logvar = self.autoencoder.moments(video)
         latent = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
         reconstruction = self.autoencoder.decode(latent).float()
         real, fake = to_frames(video), to_frames(reconstruction)
         difference = (real - fake).abs()
+        pixels = difference if settings.reconstruction == "l1" else difference.square()
         perceptual = self.perceptual(real, fake)
-        nll = (difference + settings.perceptual_weight * perceptual).sum() / len(real)
+        nll = (pixels + settings.perceptual_weight * perceptual).sum() / len(real)
         divergence = kl_divergence(mean.float(), logvar.float())
         total = nll + settings.kl_weight * divergence
         metrics = {"l1": difference.mean(), "perceptual": perceptual.mean(), "kl": divergence}

@@ -72,16 +72,27 @@ class Run:
 class AutoencoderLoss:
     """The autoencoder's losses; the defaults are those of the released models."""
 
+    reconstruction: Literal["l1", "l2"] = setting(
+        "l1", doc="l1 as released, l2 as in the paper; l2 finds small objects on a plain background sooner"
+    )
     perceptual: Literal["lpips", "gradients"] = setting(
         "lpips", doc="lpips: VGG16 features, weights from disk; gradients: multi-scale image gradients, no weights"
     )
-    perceptual_weight: float = setting(1.0, minimum=0, doc="weight of the perceptual loss beside the L1 loss")
+    perceptual_weight: float = setting(1.0, minimum=0, doc="weight of the perceptual loss beside the reconstruction")
     kl_weight: float = setting(0.0, minimum=0, doc="weight of the divergence from a standard normal, per clip")
     adversarial_weight: float = setting(0.5, minimum=0, doc="factor on the adaptive weight of the adversarial loss")
     discriminator_start: int = setting(50001, minimum=0, doc="first step with the discriminator")
     discriminator_channels: tuple[int, ...] = setting(
         (64, 128, 256, 512), minimum=1, doc="widths of the patch discriminator's convolutions"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """Training on windows around what differs from a clip's background, before whole frames."""
+
+    size: int = setting(32, minimum=8, doc="height and width of the windows in pixels")
+    steps: int = setting(0, minimum=0, doc="optimizer steps on windows; 0: whole frames from the start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,29 +104,58 @@ class AutoencoderRecipe:
     seed: int = setting(23, minimum=0, doc="seed of everything random")
     data: Data = setting(doc="what it learns from")
     network: VideoAutoencoderConfig = setting(doc="the autoencoder")
+    initialization: Literal["default", "resampling"] = setting(
+        "default",
+        doc="resampling: start as a network that shrinks and enlarges the clip smoothly, which finds colours far sooner",
+    )
+    crops: Crops = section(Crops, doc="small windows at the beginning of the run")
     loss: AutoencoderLoss = section(AutoencoderLoss, doc="losses")
     optimization: Optimization = setting(doc="optimizer of the autoencoder, and of the discriminator")
     run: Run = setting(doc="length and output")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstStage:
-    """The trained autoencoder whose latents are modelled."""
+class LatentCache:
+    """Which latents are made, and where they are kept."""
 
-    path: str = setting(doc="run folder, checkpoint or bundle")
-    weights: Literal["ema", "raw"] = setting("ema", doc="averaged or last weights of a run or its checkpoint")
+    path: str = setting(doc="video: run folder, checkpoint or bundle; image: folder in diffusers' layout")
     clips: int = setting(0, minimum=0, doc="clips that are encoded once and trained on; 0: all of the data set")
     cache: str = setting("", doc="folder where the latents are kept; empty: the run folder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEncoder:
-    """The caption encoder trained together with the UNet; its vocabulary comes from the data."""
+class VideoFirstStage(LatentCache):
+    """A trained 3D autoencoder; scale and shift of its latents are measured."""
 
+    kind: Literal["video"] = setting("video", doc="a 3D autoencoder of this trainer or a released one")
+    weights: Literal["ema", "raw"] = setting("ema", doc="averaged or last weights of a run or its checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFirstStage(LatentCache):
+    """The autoencoder of Stable Diffusion, frame by frame."""
+
+    kind: Literal["image"] = setting("image", doc="Stable Diffusion's autoencoder, frame by frame")
+    scale: float = setting(0.18215, above=0, doc="latents are multiplied by this")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionText:
+    """A caption encoder trained together with the UNet; its vocabulary comes from the data."""
+
+    kind: Literal["captions"] = setting("captions", doc="a small encoder, trained together with the UNet")
     width: int = setting(minimum=1, doc="width of a token, equal to the UNet's context width")
     layers: int = setting(minimum=1, doc="transformer layers")
     heads: int = setting(minimum=1, doc="attention heads")
     max_tokens: int = setting(minimum=3, doc="tokens of a caption, start and end included")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipText:
+    """CLIP's text encoder, frozen: the last hidden state of all tokens."""
+
+    kind: Literal["clip"] = setting("clip", doc="CLIP's text encoder, frozen")
+    path: str = setting(doc="folder of a CLIP text model with its tokenizer, in transformers' layout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,20 +181,13 @@ class TextToVideoRecipe:
     system: str = setting("lvdm", doc="system that exported files are marked as")
     seed: int = setting(23, minimum=0, doc="seed of everything random")
     data: Data = setting(doc="what it learns from")
-    autoencoder: FirstStage = setting(doc="the frozen autoencoder")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
     network: TextToVideoUNetConfig = setting(doc="the UNet")
-    text_encoder: TextEncoder = setting(doc="the caption encoder")
+    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
     schedule: Schedule = section(Schedule, doc="noise schedule")
     diffusion: Diffusion = section(Diffusion, doc="loss")
     optimization: Optimization = setting(doc="optimizer")
     run: Run = setting(doc="length and output")
-
-    def __post_init__(self) -> None:
-        if self.text_encoder.width != self.network.context_width:
-            raise ValueError(
-                f"text_encoder.width is {self.text_encoder.width}, expected network.context_width, "
-                f"which is {self.network.context_width}"
-            )
 
 
 Recipe = AutoencoderRecipe | TextToVideoRecipe

@@ -56,15 +56,10 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     trained = [Trained(source, weights) for source in sources]
     for part in trained:
         components |= part.networks
-    autoencoder = components.get("vae")
-    if not isinstance(autoencoder, VideoAutoencoder):
-        raise InputError(f"{sources[0]}: no autoencoder there; name the autoencoder's run too")
-    frames, height, _ = autoencoder.config.downsample
     main = next((part for part in trained if isinstance(part.recipe, TextToVideoRecipe)), trained[-1])
     schedule = NoiseSchedule()
     if isinstance(main.recipe, TextToVideoRecipe):
         schedule = NoiseSchedule(main.recipe.schedule.linear_start, main.recipe.schedule.linear_end)
-    latent = LatentSpec(channels=autoencoder.config.embed_dim, spatial=height, temporal=frames, **main.facts)
     metadata = {
         "dataset": to_table(main.recipe.data),
         "dataset_seed": main.recipe.data.seed,
@@ -73,8 +68,18 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     }
     if scores is not None:
         metadata["scores"] = _read_scores(scores)
+    latent = _latent_spec(main, components)
     save_bundle(out, components, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
     return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
+
+
+def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
+    if isinstance(main.recipe, TextToVideoRecipe):
+        return LatentSpec(channels=main.recipe.network.out_channels, **main.facts)
+    autoencoder = components["vae"]
+    assert isinstance(autoencoder, VideoAutoencoder)
+    frames, height, _ = autoencoder.config.downsample
+    return LatentSpec(channels=autoencoder.config.embed_dim, spatial=height, temporal=frames)
 
 
 def _read_scores(path: Path) -> dict[str, Any]:

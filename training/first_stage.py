@@ -1,67 +1,59 @@
-"""The frozen autoencoder of a latent diffusion model, and the latents of a data set through it.
+"""The frozen autoencoder of a latent diffusion model.
 
 Shapes: B clips, T, H, W frames and latents, Z latent channels.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from ..model_loaders.checkpoint import read
 from . import checkpoints
-from .config import Data, FirstStage
-from .data.captions import Split
-from .data.clips import open_clips, stack_videos, to_pixels
-from .settings import RecipeError, read_section, to_table
+from .config import ImageFirstStage, VideoFirstStage
+from .losses import to_frames
+from .settings import RecipeError, read_section
 
-log = logging.getLogger(__name__)
-ENCODE_BATCH = 16
 COPY_NAME = "autoencoder.safetensors"
 
 
-class Latents(NamedTuple):
-    """Posterior moments (B, Z, T, H, W) of clips and the clips' captions."""
+class ImageAutoencoder(nn.Module):
+    """Stable Diffusion's autoencoder, frame by frame; weights from a folder in diffusers' layout."""
 
-    mean: Tensor
-    logvar: Tensor
-    captions: list[str]
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        from diffusers import AutoencoderKL
 
-    def scale_and_shift(self) -> tuple[float, float]:
-        """Numbers that give samples of the posterior zero mean and unit variance: z = scale * (a + shift)."""
-        mean = self.mean.double()
-        variance = mean.var(correction=0) + self.logvar.double().exp().mean()
-        return float(variance.rsqrt()), float(-mean.mean())
+        self.network = AutoencoderKL.from_pretrained(path, local_files_only=True)
 
-
-def fit_preview(latents: Tensor, videos: Tensor) -> tuple[list[list[float]], list[float]]:
-    """Least-squares map of diffusion latents (B, Z, t, h, w) to the colours, -1..1, of the pixels (B, 3, T, H, W) under
-    them: factors (Z, 3) and bias (3,)."""
-    frames, height, width = latents.shape[2:]
-    colours = F.adaptive_avg_pool3d(videos, (frames, height, width)).movedim(1, -1).reshape(-1, 3)
-    inputs = latents.movedim(1, -1).reshape(-1, latents.shape[1])
-    solution = torch.linalg.lstsq(F.pad(inputs, (0, 1), value=1.0), colours).solution
-    return solution[:-1].tolist(), solution[-1].tolist()
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, T, H, W) in -1..1 -> mean and log-variance (B, Z, T, H/8, W/8)."""
+        posterior = self.network.encode(to_frames(x)).latent_dist
+        mean, logvar = (part.unflatten(0, (len(x), -1)).transpose(1, 2) for part in (posterior.mean, posterior.logvar))
+        return mean, logvar
 
 
-def load_autoencoder(settings: FirstStage, folder: Path) -> VideoAutoencoder:
-    """The frozen autoencoder; a copy is left in the run folder, so that the run needs nothing else afterwards."""
-    copy = folder / COPY_NAME
+FrozenAutoencoder = VideoAutoencoder | ImageAutoencoder
+
+
+def load_autoencoder(settings: VideoFirstStage | ImageFirstStage, folder: Path) -> FrozenAutoencoder:
+    """The frozen autoencoder; a copy of a 3D one is left in the run folder: the run needs nothing else afterwards."""
+    copy, path = folder / COPY_NAME, Path(settings.path)
+    network: FrozenAutoencoder
     if copy.exists() and checkpoints.exist(folder):
         network = read_autoencoder(copy)
+    elif not path.exists():
+        raise RecipeError(f"autoencoder.path: {path} does not exist; train the autoencoder or name its run folder")
+    elif isinstance(settings, ImageFirstStage):
+        network = ImageAutoencoder(path)
     else:
-        network = _open(Path(settings.path), settings.weights)
+        network = _open(path, settings.weights)
         metadata = {"config": json.dumps(asdict(network.config))}
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, copy, metadata)
     return network.eval().requires_grad_(False)
@@ -78,11 +70,7 @@ def read_autoencoder(path: Path) -> VideoAutoencoder:
 
 
 def _open(path: Path, weights: str) -> VideoAutoencoder:
-    if not path.exists():
-        raise RecipeError(f"autoencoder.path: {path} does not exist; train the autoencoder or name its run folder")
     if path.is_file() and path.suffix != ".pt":
-        from ..model_loaders.checkpoint import read
-
         network = read(path).component("vae").build()
         if not isinstance(network, VideoAutoencoder):
             raise RecipeError(f"autoencoder.path: {path} holds a {type(network).__name__}, expected a VideoAutoencoder")
@@ -93,54 +81,3 @@ def _open(path: Path, weights: str) -> VideoAutoencoder:
     network = VideoAutoencoder(read_section(VideoAutoencoderConfig, state["configs"]["vae"], f"{path}: network."))
     network.load_state_dict(state["ema"]["networks"]["vae"] if weights == "ema" else state["networks"]["vae"])
     return network
-
-
-def encode_clips(
-    network: VideoAutoencoder, data: Data, split: Split, count: int, cache: Path, device: torch.device, mixed: bool
-) -> Latents:
-    """Latents of the first `count` clips of a split, from the cache where the same were encoded before.
-
-    The file's name is a hash of weights, data settings and precision.
-    """
-    key = _hash(network, [to_table(data), split, count, mixed])
-    path = cache / f"{split}-{key}.safetensors"
-    if path.exists():
-        return _read_latents(path)
-    clips = open_clips(data, split)
-    network = network.to(device)
-    means, logvars, captions = [], [], []
-    for start in tqdm(range(0, count, ENCODE_BATCH), desc=f"encoding {split} clips", dynamic_ncols=True):
-        indices = list(range(start, min(start + ENCODE_BATCH, count)))
-        videos, texts = stack_videos(clips, indices)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            mean, logvar = network.moments(to_pixels(videos.to(device)))
-        means.append(mean.half().cpu().contiguous())
-        logvars.append(logvar.half().cpu().contiguous())
-        captions += texts
-    latents = Latents(torch.cat(means), torch.cat(logvars), captions)
-    _write_latents(path, latents)
-    return latents
-
-
-def _hash(network: VideoAutoencoder, settings: list[object]) -> str:
-    digest = hashlib.sha256(json.dumps([asdict(network.config), settings], sort_keys=True).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _write_latents(path: Path, latents: Latents) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    tensors = {"mean": latents.mean, "logvar": latents.logvar}
-    save_file(tensors, temporary, {"captions": json.dumps(latents.captions)})
-    temporary.replace(path)
-
-
-def _read_latents(path: Path) -> Latents:
-    try:
-        with safe_open(path, "pt") as file:
-            return Latents(file.get_tensor("mean"), file.get_tensor("logvar"), json.loads(file.metadata()["captions"]))
-    except SafetensorError as error:
-        raise RecipeError(f"{path}: damaged latent cache ({error}); delete it") from error

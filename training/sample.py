@@ -30,6 +30,8 @@ class Sampler:
         trained = Trained(source)
         if not isinstance(trained.recipe, TextToVideoRecipe):
             raise InputError(f"{source}: a run of {trained.recipe.task}, expected text_to_video")
+        if "vae" not in trained.networks or "text_encoder" not in trained.networks:
+            raise InputError(f"{source}: its autoencoder or text encoder is not its own; sample with ComfyUI")
         self.recipe, self.device = trained.recipe, device
         self.scale, self.shift = trained.facts["scale"], trained.facts["shift"]
         networks = {role: network.to(device) for role, network in trained.networks.items()}

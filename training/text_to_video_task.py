@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from ..kernels.layers.resnet import ResidualBlock
 from ..kernels.layers.temporal import RelativePositions, TemporalAttention
-from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, tokenize, words_of
 from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise
-from .config import MovingShapesData, TextToVideoRecipe
-from .data.captions import Split, caption_words
+from .config import ImageFirstStage, TextToVideoRecipe
+from .data.captions import Split
 from .data.clips import open_clips, stack_videos, to_pixels
-from .first_stage import Latents, encode_clips, fit_preview, load_autoencoder
+from .first_stage import load_autoencoder
+from .latents import Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
 from .task import Batch, Losses
+from .text import open_text_encoder
 
 VALIDATION_TIMES = range(50, 1000, 100)
 PREVIEW_CLIPS = 32
@@ -40,29 +41,24 @@ class TextToVideoTask:
         self.train_latents = self._encode("train", recipe.autoencoder.clips)
         self.held_out_latents = self._encode("held_out", recipe.run.validation_clips)
         self.clip_count = len(self.train_latents.captions)
-        self._check_sizes()
 
-        if isinstance(recipe.data, MovingShapesData):
-            vocabulary = caption_words()
-        else:
-            vocabulary = tuple(sorted({word for text in self.train_latents.captions for word in words_of(text)}))
-        text = recipe.text_encoder
-        config = CaptionEncoderConfig(vocabulary, text.width, text.layers, text.heads, text.max_tokens)
-        self.text_encoder = CaptionEncoder(config, operations=TrainingOperations).to(device)
+        text = open_text_encoder(recipe.text_encoder, recipe.data, self.train_latents.captions)
+        self._check_sizes(text.width)
+        self.text_encoder = text.network.to(device)
         self.unet = TextToVideoUNet(recipe.network, operations=TrainingOperations).to(device)
         initialize_denoiser(self.unet)
-        self.tokens = self._tokenize(self.train_latents.captions)
-        self.held_out_tokens = self._tokenize(self.held_out_latents.captions)
-        self.empty_tokens = self._tokenize([""])[0].to(device)
-        scale, shift = self.train_latents.scale_and_shift()
-        factors, bias = self._fit_preview(scale, shift)
-        self.networks: dict[str, nn.Module] = {"diffusion_model": self.unet, "text_encoder": self.text_encoder}
+        self.tokens = text.tokens(self.train_latents.captions)
+        self.held_out_tokens = text.tokens(self.held_out_latents.captions)
+        self.empty_tokens = text.tokens([""])[0].to(device)
+        self.networks: dict[str, nn.Module] = {"diffusion_model": self.unet}
+        if text.trained:
+            self.networks["text_encoder"] = self.text_encoder
         self.companions: dict[str, nn.Module] = {}
-        self.facts: Table = {"scale": scale, "shift": shift, "rgb_factors": factors, "rgb_bias": bias}
+        self.facts: Table = self._measure()
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """One optimizer for both networks."""
-        return {"denoiser": [*self.unet.parameters(), *self.text_encoder.parameters()]}
+        """One optimizer for all networks."""
+        return {"denoiser": [part for network in self.networks.values() for part in network.parameters()]}
 
     def batch(self, indices: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice and tokens (B, N)."""
@@ -101,7 +97,8 @@ class TextToVideoTask:
     ) -> Tensor:
         """Squared error per clip (B,)."""
         noisy = add_noise(self.schedule, latents, times, noise)
-        predicted = networks["diffusion_model"](noisy, times, networks["text_encoder"](tokens))
+        context = networks.get("text_encoder", self.text_encoder)(tokens)
+        predicted = networks["diffusion_model"](noisy, times, context)
         return F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3, 4))
 
     def _sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
@@ -112,30 +109,35 @@ class TextToVideoTask:
     def _encode(self, split: Split, count: int) -> Latents:
         available = len(open_clips(self.recipe.data, split))
         count = min(count, available) if count or split == "held_out" else available
+        if not count:
+            return Latents(self.train_latents.mean[:0], self.train_latents.logvar[:0], [])
         return encode_clips(self.autoencoder, self.recipe.data, split, count, self._cache, self.device, self._mixed)
 
-    def _fit_preview(self, scale: float, shift: float) -> tuple[list[list[float]], list[float]]:
-        count = min(PREVIEW_CLIPS, self.clip_count)
-        videos, _ = stack_videos(open_clips(self.recipe.data, "train"), list(range(count)))
-        latents = scale * (self.train_latents.mean[:count].float() + shift)
-        return fit_preview(latents, to_pixels(videos))
+    def _measure(self) -> Table:
+        """The latent space: pixels and frames per latent, scale and shift, and the colours of a preview."""
+        stage, data = self.recipe.autoencoder, self.recipe.data
+        mean = self.train_latents.mean
+        scale, shift = self.train_latents.scale_and_shift()
+        if isinstance(stage, ImageFirstStage):
+            scale, shift = stage.scale, 0.0
+        videos, _ = stack_videos(open_clips(data, "train"), list(range(min(PREVIEW_CLIPS, self.clip_count))))
+        factors, bias = fit_preview(scale * (mean[: len(videos)].float() + shift), to_pixels(videos))
+        return {
+            "spatial": data.size // mean.shape[-1],
+            "temporal": data.frames // mean.shape[2],
+            "scale": scale,
+            "shift": shift,
+            "rgb_factors": factors,
+            "rgb_bias": bias,
+        }
 
-    def _tokenize(self, captions: list[str]) -> Tensor:
-        config = self.text_encoder.config
-        return torch.tensor([tokenize(text, config.vocabulary, config.max_tokens) for text in captions]).view(
-            -1, config.max_tokens
-        )
-
-    def _check_sizes(self) -> None:
-        channels, wanted = self.train_latents.mean.shape[1], self.recipe.network.in_channels
-        if channels != wanted:
-            raise RecipeError(f"network.in_channels: found {wanted}, expected the autoencoder's {channels}")
-        longest = max(self.train_latents.captions, key=lambda text: len(words_of(text)))
-        needed = len(words_of(longest)) + 2
-        if needed > self.recipe.text_encoder.max_tokens:
+    def _check_sizes(self, text_width: int) -> None:
+        network, channels = self.recipe.network, self.train_latents.mean.shape[1]
+        if network.in_channels != channels:
+            raise RecipeError(f"network.in_channels: found {network.in_channels}, the autoencoder has {channels}")
+        if network.context_width != text_width:
             raise RecipeError(
-                f"text_encoder.max_tokens: found {self.recipe.text_encoder.max_tokens}, expected at least {needed} "
-                f"for the caption {longest!r}"
+                f"network.context_width: found {network.context_width}, the text encoder has {text_width}"
             )
 
 

@@ -155,11 +155,11 @@ class Trainer:
             for name, objective in losses.objectives.items():
                 (objective / accumulation).backward(inputs=self.parameters[name])
             self.meter.add(losses.metrics)
-        for name, optimizer in self.optimizers.items():
+        for name in losses.objectives:
             if self.recipe.optimization.gradient_clip:
                 norm = nn.utils.clip_grad_norm_(self.parameters[name], self.recipe.optimization.gradient_clip)
                 self.meter.add({f"{name}_gradient_norm": norm})
-            optimizer.step()
+            self.optimizers[name].step()
         self.ema.update(self.task.networks)
         self.step += 1
         self.clips_seen = queue.position

@@ -76,8 +76,8 @@ def _statistics(pixels: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     if pixels.device.type == "cpu":
         mean = pixels.mean((1, 2), dtype=torch.float32).unflatten(-1, (groups, -1)).mean(-1)
         centre = _per_channel(mean, pixels.shape[-1])[:, None]
-        square = sum((frame - centre).square_().sum(1) for frame in pixels.unbind(1))
-        variance = square.unflatten(-1, (groups, -1)).mean(-1) / (pixels.shape[1] * pixels.shape[2])  # type: ignore[union-attr]
+        square = torch.stack([(frame - centre).square_().mean(1) for frame in pixels.unbind(1)]).mean(0)
+        variance = square.unflatten(-1, (groups, -1)).mean(-1)
         return mean, variance
     # Split reduction: statistics per frame keep many thread blocks busy, then the frames are merged.
     per_frame = pixels.unflatten(-1, (groups, -1)).float()

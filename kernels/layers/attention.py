@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .operations import TorchOperations
+from .operations import LayerKeywords, TorchOperations
 
 
 class SelfAttention(nn.Module):
@@ -18,7 +18,7 @@ class SelfAttention(nn.Module):
         qkv_bias: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.heads, self.operations = heads, operations
@@ -42,14 +42,14 @@ class CrossAttention(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        build = {"dtype": dtype, "device": device}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
         self.heads, self.operations = heads, operations
-        self.query = operations.Linear(channels, channels, bias=False, **build)
-        self.key_value = operations.Linear(context_width, 2 * channels, bias=False, **build)
-        self.out = operations.Linear(channels, channels, **build)
+        self.query = operations.Linear(channels, channels, bias=False, **layer)
+        self.key_value = operations.Linear(context_width, 2 * channels, bias=False, **layer)
+        self.out = operations.Linear(channels, channels, **layer)
 
     def forward(self, x: Tensor, key_value: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, N, C), the result of `keys_values` -> (B, N, C)."""
@@ -70,7 +70,7 @@ class FeedForward(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.inner = operations.Linear(channels, 8 * channels, dtype=dtype, device=device)

@@ -1,6 +1,6 @@
 """Exact chunking: parts of a tensor that do not see each other are processed one after the other.
 
-It bounds the temporaries of wide layers, and on CPU keeps them in the cache, without changing a single number's meaning.
+It bounds the temporaries of wide layers, and on CPU keeps them in the cache, without changing any number's meaning.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,9 @@ A program with its own weight handling (offloading, casting, low precision) pass
 """
 
 import math
+from typing import TypedDict
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,11 +29,24 @@ class TorchOperations:
         return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def weights(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of a layer, ready to be used together with the tensor `like`."""
-        return module.weight, module.bias  # type: ignore[return-value]
+    def weights(module: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a norm, ready to be used together with the tensor `like`."""
+        return module.weight, module.bias
 
 
-def norm_groups(channels: int) -> int:
-    """Groups of a GroupNorm: 32, or the largest power of two below it that divides the channels."""
-    return math.gcd(32, channels)
+class LayerKeywords(TypedDict):
+    """What every layer takes: how and where its weights are stored."""
+
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+
+
+class BuildKeywords(LayerKeywords):
+    """What every part of a network takes."""
+
+    operations: type[TorchOperations]
+
+
+def norm_groups(channels: int, groups: int = 32) -> int:
+    """Groups of a GroupNorm: those wanted, or as many of them as divide the channels."""
+    return math.gcd(groups, channels)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..fused.group_norm import group_norm
-from .operations import TorchOperations, norm_groups
+from .operations import LayerKeywords, TorchOperations, norm_groups
 
 
 @dataclass
@@ -32,23 +32,22 @@ class ClipNorm(nn.Module):
         self,
         channels: int,
         *,
+        groups: int = 32,
         eps: float = 1e-5,
         activate: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.activate, self.operations = activate, operations
-        self.norm = operations.GroupNorm(norm_groups(channels), channels, eps=eps, dtype=dtype, device=device)
+        self.norm = operations.GroupNorm(norm_groups(channels, groups), channels, eps=eps, dtype=dtype, device=device)
 
     def forward(self, x: Tensor, frames: int, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """x (B*frames, C, H, W), statistics over `frames` frames together; scale and shift (B, C)."""
         weight, bias = self.operations.weights(self.norm, x)
         groups, eps = self.norm.num_groups, self.norm.eps
-        return group_norm(
-            x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activate=self.activate
-        )
+        return group_norm(x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activate=self.activate)
 
 
 class ResidualBlock(nn.Module):
@@ -63,22 +62,22 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         embedding_width: int,
         *,
+        groups: int = 32,
         scale_shift: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        build = {"dtype": dtype, "device": device}
-        norm = {"activate": True, "operations": operations, **build}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
         self.scale_shift = scale_shift
-        self.norm1 = ClipNorm(in_channels, **norm)
-        self.conv1 = operations.Conv2d(in_channels, out_channels, 3, padding=1, **build)
-        self.time = operations.Linear(embedding_width, (2 if scale_shift else 1) * out_channels, **build)
-        self.norm2 = ClipNorm(out_channels, **norm)
-        self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **build)
+        self.norm1 = ClipNorm(in_channels, groups=groups, activate=True, operations=operations, **layer)
+        self.conv1 = operations.Conv2d(in_channels, out_channels, 3, padding=1, **layer)
+        self.time = operations.Linear(embedding_width, (2 if scale_shift else 1) * out_channels, **layer)
+        self.norm2 = ClipNorm(out_channels, groups=groups, activate=True, operations=operations, **layer)
+        self.conv2 = operations.Conv2d(out_channels, out_channels, 3, padding=1, **layer)
         same = in_channels == out_channels
-        self.skip = nn.Identity() if same else operations.Conv2d(in_channels, out_channels, 1, **build)
+        self.skip = nn.Identity() if same else operations.Conv2d(in_channels, out_channels, 1, **layer)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x (B*T, C_in, H, W) -> (B*T, C_out, H, W)."""
@@ -102,12 +101,12 @@ class Downsample(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, stride=2, padding=1, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """x (B*T, C, H, W) -> (B*T, C, ceil(H/2), ceil(W/2))."""
         return self.conv(x)
 
@@ -121,7 +120,7 @@ class Upsample(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fused.temporal_attention import temporal_attention
-from .operations import TorchOperations, norm_groups
+from .operations import LayerKeywords, TorchOperations, norm_groups
 
 
 class RelativePositions(nn.Module):
@@ -20,7 +20,7 @@ class RelativePositions(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.max_distance = max_distance
@@ -51,18 +51,18 @@ class TemporalAttention(nn.Module):
         transposed_keys: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        build = {"dtype": dtype, "device": device}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
         self.heads, self.transposed_keys = heads, transposed_keys
-        self.qkv = operations.Linear(channels, 3 * channels, bias=qkv_bias, **build)
-        self.out = operations.Linear(channels, channels, **build)
+        self.qkv = operations.Linear(channels, 3 * channels, bias=qkv_bias, **layer)
+        self.out = operations.Linear(channels, channels, **layer)
         self.positions = max_distance is not None
         if max_distance is not None:
             width = channels // heads
-            self.key_positions = RelativePositions(max_distance, width, operations=operations, **build)
-            self.value_positions = RelativePositions(max_distance, width, operations=operations, **build)
+            self.key_positions = RelativePositions(max_distance, width, operations=operations, **layer)
+            self.value_positions = RelativePositions(max_distance, width, operations=operations, **layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, P, C) -> (B, T, P, C)."""
@@ -84,13 +84,14 @@ class PixelNorm(nn.Module):
         self,
         channels: int,
         *,
+        groups: int = 32,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.operations = operations
-        self.norm = operations.GroupNorm(norm_groups(channels), channels, eps=1e-5, dtype=dtype, device=device)
+        self.norm = operations.GroupNorm(norm_groups(channels, groups), channels, eps=1e-5, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, P, C) -> same shape, statistics over T and the channels of a group."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import FeedForward, SelfAttention
-from ..layers.operations import TorchOperations
+from ..layers.operations import LayerKeywords, TorchOperations
 
 START, END, UNKNOWN = "<start>", "<end>", "<unknown>"
 
@@ -61,14 +61,14 @@ class EncoderLayer(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        norm = {"dtype": dtype, "device": device}
-        self.attention_norm = operations.LayerNorm(width, **norm)
-        self.attention = SelfAttention(width, heads, operations=operations, **norm)
-        self.feed_forward_norm = operations.LayerNorm(width, **norm)
-        self.feed_forward = FeedForward(width, operations=operations, **norm)
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        self.attention_norm = operations.LayerNorm(width, **layer)
+        self.attention = SelfAttention(width, heads, operations=operations, **layer)
+        self.feed_forward_norm = operations.LayerNorm(width, **layer)
+        self.feed_forward = FeedForward(width, operations=operations, **layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, D) -> same shape."""
@@ -85,17 +85,17 @@ class CaptionEncoder(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        build = {"dtype": dtype, "device": device}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
         self.config = config
-        self.word_embedding = operations.Embedding(len(config.tokens), config.width, **build)
-        self.position_embedding = operations.Embedding(config.max_tokens, config.width, **build)
+        self.word_embedding = operations.Embedding(len(config.tokens), config.width, **layer)
+        self.position_embedding = operations.Embedding(config.max_tokens, config.width, **layer)
         self.layers = nn.ModuleList(
-            EncoderLayer(config.width, config.heads, operations=operations, **build) for _ in range(config.layers)
+            EncoderLayer(config.width, config.heads, operations=operations, **layer) for _ in range(config.layers)
         )
-        self.norm = operations.LayerNorm(config.width, **build)
+        self.norm = operations.LayerNorm(config.width, **layer)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens (B, N) integers -> (B, N, D)."""

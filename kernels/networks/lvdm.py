@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..layers.attention import CrossAttention, FeedForward, SelfAttention
 from ..layers.chunking import add_residual
 from ..layers.embeddings import TimeEmbedding
-from ..layers.operations import TorchOperations
+from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
 from ..layers.resnet import ClipNorm, Downsample, ResidualBlock, Step, Upsample
 from ..layers.temporal import PixelNorm, TemporalAttention
 from .skeleton import Blocks, Skeleton
@@ -38,6 +38,7 @@ class LatentVideoUNetConfig:
         relative_positions: whether temporal attention has position tables.
         scale_shift: the time embedding scales and shifts, instead of being added.
         noise_levels: rows of the table of noise levels of the conditions; 0 without one.
+        norm_groups: groups of every GroupNorm.
     """
 
     in_channels: int = 4
@@ -51,6 +52,7 @@ class LatentVideoUNetConfig:
     relative_positions: bool = True
     scale_shift: bool = True
     noise_levels: int = 0
+    norm_groups: int = 32
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class TextToVideoUNetConfig:
         context_width: width of the text tokens.
         temporal_length: largest distance of the position tables, in frames.
         relative_positions: whether temporal attention has position tables.
+        norm_groups: groups of every GroupNorm.
     """
 
     in_channels: int = 4
@@ -80,6 +83,7 @@ class TextToVideoUNetConfig:
     context_width: int = 768
     temporal_length: int = 16
     relative_positions: bool = True
+    norm_groups: int = 32
 
 
 class SpaceTimeAttention(nn.Module):
@@ -92,13 +96,13 @@ class SpaceTimeAttention(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        build = {"dtype": dtype, "device": device, "operations": operations}
-        self.spatial_norm = ClipNorm(channels, **build)
+        build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
+        self.spatial_norm = ClipNorm(channels, groups=config.norm_groups, **build)
         self.spatial = SelfAttention(channels, config.num_heads, qkv_bias=True, **build)
-        self.temporal_norm = PixelNorm(channels, **build)
+        self.temporal_norm = PixelNorm(channels, groups=config.norm_groups, **build)
         self.temporal = TemporalAttention(
             channels,
             config.num_heads,
@@ -130,21 +134,21 @@ class TransformerBlock(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        norm = {"dtype": dtype, "device": device}
-        build = {**norm, "operations": operations}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
         max_distance = config.temporal_length if config.relative_positions else None
-        self.spatial_norm = operations.LayerNorm(channels, **norm)
+        self.spatial_norm = operations.LayerNorm(channels, **layer)
         self.spatial = SelfAttention(channels, config.num_heads, **build)
-        self.temporal_norm1 = operations.LayerNorm(channels, **norm)
+        self.temporal_norm1 = operations.LayerNorm(channels, **layer)
         self.temporal1 = TemporalAttention(channels, config.num_heads, max_distance=max_distance, **build)
-        self.text_norm = operations.LayerNorm(channels, **norm)
+        self.text_norm = operations.LayerNorm(channels, **layer)
         self.text = CrossAttention(channels, config.context_width, config.num_heads, **build)
-        self.temporal_norm2 = operations.LayerNorm(channels, **norm)
+        self.temporal_norm2 = operations.LayerNorm(channels, **layer)
         self.temporal2 = TemporalAttention(channels, config.num_heads, max_distance=max_distance, **build)
-        self.feed_forward_norm = operations.LayerNorm(channels, **norm)
+        self.feed_forward_norm = operations.LayerNorm(channels, **layer)
         self.feed_forward = FeedForward(channels, **build)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
@@ -164,6 +168,7 @@ class TransformerBlock(nn.Module):
         return add_residual(video, lambda part: attention(norm(part)), 2, width).flatten(0, 1)
 
     def _from_text(self, x: Tensor, step: Step) -> Tensor:
+        assert step.context is not None  # held by the network's `forward`
         # All frames of a video are queries on its one text: keys and values are never repeated.
         key, value = self.text.keys_values(step.context)
         queries = x.view(-1, step.frames * x.shape[1], x.shape[2])
@@ -185,14 +190,15 @@ class SpaceTimeTransformer(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        build = {"dtype": dtype, "device": device, "operations": operations}
-        self.norm = ClipNorm(channels, eps=1e-6, **build)
-        self.project_in = operations.Linear(channels, channels, dtype=dtype, device=device)
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
+        self.norm = ClipNorm(channels, groups=config.norm_groups, eps=1e-6, **build)
+        self.project_in = operations.Linear(channels, channels, **layer)
         self.blocks = nn.ModuleList(TransformerBlock(channels, config, **build) for _ in range(config.depth))
-        self.project_out = operations.Linear(channels, channels, dtype=dtype, device=device)
+        self.project_out = operations.Linear(channels, channels, **layer)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x (B*T, C, H, W) -> same shape."""
@@ -213,25 +219,25 @@ class _VideoUNet(nn.Module):
         scale_shift: bool,
         dtype: torch.dtype | None,
         device: torch.device | str | None,
-        operations: type,
+        operations: type[TorchOperations],
     ) -> None:
         super().__init__()
-        layer = {"dtype": dtype, "device": device}
-        build = {**layer, "operations": operations}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
         width = config.model_channels
         self.config = config
         self.time_embedding = TimeEmbedding(width, **build)
         self.conv_in = operations.Conv2d(config.in_channels, width, 3, padding=1, **layer)
         blocks = Blocks(
-            residual=lambda cin, cout: ResidualBlock(cin, cout, 4 * width, scale_shift=scale_shift, **build),
+            residual=lambda cin, cout: ResidualBlock(
+                cin, cout, 4 * width, groups=config.norm_groups, scale_shift=scale_shift, **build
+            ),
             attention=lambda channels: attention(channels, config, **build),
             downsample=lambda channels: Downsample(channels, **build),
             upsample=lambda channels: Upsample(channels, **build),
         )
-        self.skeleton = Skeleton(
-            width, config.channel_mult, config.num_res_blocks, config.attention_factors, blocks
-        )
-        self.norm_out = ClipNorm(width, activate=True, **build)
+        self.skeleton = Skeleton(width, config.channel_mult, config.num_res_blocks, config.attention_factors, blocks)
+        self.norm_out = ClipNorm(width, groups=config.norm_groups, activate=True, **build)
         self.conv_out = operations.Conv2d(width, config.out_channels, 3, padding=1, **layer)
 
     def _denoise(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
@@ -255,14 +261,12 @@ class LatentVideoUNet(_VideoUNet):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
-        build = {"dtype": dtype, "device": device}
-        super().__init__(
-            config, SpaceTimeAttention, scale_shift=config.scale_shift, operations=operations, **build
-        )
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        super().__init__(config, SpaceTimeAttention, scale_shift=config.scale_shift, operations=operations, **layer)
         if config.noise_levels:
-            self.noise_level = operations.Embedding(config.noise_levels, 4 * config.model_channels, **build)
+            self.noise_level = operations.Embedding(config.noise_levels, 4 * config.model_channels, **layer)
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, noise_level: Tensor | None = None
@@ -287,6 +291,7 @@ class LatentVideoUNet(_VideoUNet):
 class TextToVideoUNet(_VideoUNet):
     """Denoiser of videos from text (LVDM section 4.4)."""
 
+    config: TextToVideoUNetConfig
     # As above.
     activation_values = 20.0
 
@@ -296,7 +301,7 @@ class TextToVideoUNet(_VideoUNet):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__(
             config, SpaceTimeTransformer, scale_shift=False, dtype=dtype, device=device, operations=operations
@@ -308,7 +313,7 @@ class TextToVideoUNet(_VideoUNet):
         Raises:
             ValueError: the context is missing or its width is not the configured one.
         """
-        width = self.config.context_width  # type: ignore[union-attr]
+        width = self.config.context_width
         if context is None or context.shape[-1] != width:
             found = "none" if context is None else f"width {context.shape[-1]}"
             raise ValueError(f"The text conditioning must have width {width}, found {found}: use this model's CLIP.")

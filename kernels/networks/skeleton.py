@@ -4,7 +4,7 @@ Stages are numbered like the entries of the usual U-Net lists (one per residual 
 per residual block going up), so released key names map by rule.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,8 @@ class Blocks:
     Attributes:
         residual: (in channels, out channels) -> residual block, called with (x, step).
         attention: (channels) -> attention block, called with (x, step).
-        downsample, upsample: (channels) -> resampling, called with (x, size).
+        downsample: (channels) -> halving, called with (x).
+        upsample: (channels) -> doubling, called with (x, size).
     """
 
     residual: Callable[[int, int], nn.Module]
@@ -84,7 +85,10 @@ class Skeleton(nn.Module):
                 skips.append(current)
         self.down = nn.ModuleList(down)
         self.middle = nn.ModuleList(
-            [Stage(blocks.residual(current, current), blocks.attention(current)), Stage(blocks.residual(current, current))]
+            [
+                Stage(blocks.residual(current, current), blocks.attention(current)),
+                Stage(blocks.residual(current, current)),
+            ]
         )
         up = []
         for level, width in reversed(list(enumerate(widths))):
@@ -109,9 +113,3 @@ class Skeleton(nn.Module):
             size = tuple(skips[-1].shape[2:]) if skips else None
             x = stage(x, step, size)
         return x
-
-    def stages(self) -> Iterator[Stage]:
-        """All stages in the order of execution."""
-        yield from self.down
-        yield from self.middle
-        yield from self.up

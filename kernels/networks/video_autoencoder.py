@@ -4,13 +4,16 @@ Shapes: B clips, T frames, H, W pixels; latents are smaller by the factors of `d
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.operations import TorchOperations, norm_groups
+from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations, norm_groups
+
+Stride = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class VideoAutoencoderConfig:
         downsample: factors in time, height and width, powers of two.
         z_channels: channels of the bottleneck; embed_dim: channels of the latents.
         image_channels: 3 for colour.
+        norm_groups: groups of every GroupNorm; a group of one channel would lose the clip's colour.
     """
 
     n_hiddens: int = 32
@@ -29,11 +33,13 @@ class VideoAutoencoderConfig:
     z_channels: int = 4
     embed_dim: int = 4
     image_channels: int = 3
+    norm_groups: int = 32
 
-    def strides(self) -> list[tuple[int, ...]]:
+    def strides(self) -> list[Stride]:
         """Stride per stage: an axis is halved while its factor lasts; the decoder doubles in the same order."""
-        exponents = [int(math.log2(factor)) for factor in self.downsample]
-        return [tuple(2 if power > stage else 1 for power in exponents) for stage in range(max(exponents))]
+        time, height, width = (int(math.log2(factor)) for factor in self.downsample)
+        stages = range(max(time, height, width))
+        return [(1 + (time > stage), 1 + (height > stage), 1 + (width > stage)) for stage in stages]
 
 
 class SameConv3d(nn.Module):
@@ -47,11 +53,11 @@ class SameConv3d(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel: int,
-        stride: tuple[int, ...] = (1, 1, 1),
+        stride: Stride = (1, 1, 1),
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.padding = same_padding(kernel, stride)
@@ -82,11 +88,11 @@ class SameConvTranspose3d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        stride: tuple[int, ...],
+        stride: Stride,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
         self.padding = same_padding(4, stride)
@@ -105,16 +111,17 @@ class ResidualBlock3d(nn.Module):
     def __init__(
         self,
         channels: int,
+        groups: int,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        layer = {"dtype": dtype, "device": device}
-        self.norm1 = operations.GroupNorm(norm_groups(channels), channels, eps=1e-6, **layer)
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        self.norm1 = operations.GroupNorm(norm_groups(channels, groups), channels, eps=1e-6, **layer)
         self.conv1 = SameConv3d(channels, channels, 3, operations=operations, **layer)
-        self.norm2 = operations.GroupNorm(norm_groups(channels), channels, eps=1e-6, **layer)
+        self.norm2 = operations.GroupNorm(norm_groups(channels, groups), channels, eps=1e-6, **layer)
         self.conv2 = SameConv3d(channels, channels, 3, operations=operations, **layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,27 +139,27 @@ class Encoder3d(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        layer = {"dtype": dtype, "device": device}
-        build = {**layer, "operations": operations}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
         width = config.n_hiddens
         self.conv_in = SameConv3d(config.image_channels, width, 3, **build)
         self.stages = nn.ModuleList()
         for stride in config.strides():
             down = SameConv3d(width, 2 * width, 4, stride, **build)
             width = 2 * width
-            residual = ResidualBlock3d(width, **build)
-            self.stages.append(nn.ModuleDict({"down": down, "residual": residual}))
-        self.norm_out = operations.GroupNorm(norm_groups(width), width, eps=1e-6, **layer)
+            residual = ResidualBlock3d(width, config.norm_groups, **build)
+            self.stages.append(nn.Sequential(OrderedDict(down=down, residual=residual)))
+        self.norm_out = operations.GroupNorm(norm_groups(width, config.norm_groups), width, eps=1e-6, **layer)
         self.conv_out = SameConv3d(width, 2 * config.z_channels, 3, **build)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, T, H, W) -> (B, 2 * z_channels, T/f, H/f, W/f)."""
         h = self.conv_in(x)
         for stage in self.stages:
-            h = stage["residual"](stage["down"](h))
+            h = stage(h)
         return self.conv_out(_activate(self.norm_out(h)))
 
 
@@ -165,28 +172,28 @@ class Decoder3d(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        build = {"dtype": dtype, "device": device, "operations": operations}
+        build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
         strides = config.strides()
         width = config.z_channels
         self.stages = nn.ModuleList()
         for stage, stride in enumerate(strides):
             out = config.n_hiddens * 2 ** (len(strides) - stage)
-            parts = {
-                "up": SameConvTranspose3d(width, out, stride, **build),
-                "residual1": ResidualBlock3d(out, **build),
-                "residual2": ResidualBlock3d(out, **build),
-            }
-            self.stages.append(nn.ModuleDict(parts))
+            parts = OrderedDict[str, nn.Module](
+                up=SameConvTranspose3d(width, out, stride, **build),
+                residual1=ResidualBlock3d(out, config.norm_groups, **build),
+                residual2=ResidualBlock3d(out, config.norm_groups, **build),
+            )
+            self.stages.append(nn.Sequential(parts))
             width = out
         self.conv_out = SameConv3d(width, config.image_channels, 3, **build)
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, z_channels, t, h, w) -> (B, 3, f*t, f*h, f*w)."""
         for stage in self.stages:
-            z = stage["residual2"](stage["residual1"](stage["up"](z)))
+            z = stage(z)
         return self.conv_out(z)
 
 
@@ -199,10 +206,10 @@ class VideoAutoencoder(nn.Module):
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
-        operations: type = TorchOperations,
+        operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        layer = {"dtype": dtype, "device": device}
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
         self.config = config
         self.encoder = Encoder3d(config, operations=operations, **layer)
         self.decoder = Decoder3d(config, operations=operations, **layer)
@@ -238,7 +245,7 @@ class VideoAutoencoder(nn.Module):
 _CHUNK_VALUES = 1 << 24
 
 
-def same_padding(kernel: int, stride: tuple[int, ...]) -> tuple[int, ...]:
+def same_padding(kernel: int, stride: Stride) -> tuple[int, ...]:
     """Padding for `torch.nn.functional.pad` (width first): k - s per axis, the larger half in front."""
     totals = [kernel - step for step in reversed(stride)]
     return tuple(half for total in totals for half in ((total + 1) // 2, total // 2))

@@ -39,6 +39,7 @@ def contact_sheet(latent: Tensor) -> Tensor:
     _, channels, frames, height, width = latent.shape
     columns = max(1, math.ceil(math.sqrt(frames * height / width)))
     rows = math.ceil(frames / columns)
+    columns = math.ceil(frames / rows)  # leaves no column empty
     sheet = latent.new_zeros(channels, rows * columns, height, width)
     sheet[:, :frames] = latent[0]
     grid = sheet.view(channels, rows, columns, height, width).transpose(2, 3)
@@ -70,7 +71,9 @@ def empty_latent(
         ValueError: the model makes images, or cannot take the size; the nearest sizes are named.
     """
     if latent_format.latent_dimensions != 3:
-        raise ValueError("This model makes images, its latents have no time axis: use the core node Empty Latent Image.")
+        raise ValueError(
+            "This model makes images, its latents have no time axis: use the core node Empty Latent Image."
+        )
     spatial, temporal = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio
     # The core's video models keep one latent for the first frame; ours cover f frames with every latent.
     first = 0 if isinstance(latent_format, VideoLatentFormat) else 1

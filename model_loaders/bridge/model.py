@@ -60,7 +60,13 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
             return executor.execute(x, timesteps, context, control, options, **conditions)
 
         def _network_forward(
-            self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: object, options: object, **given: object
+            self,
+            x: Tensor,
+            timesteps: Tensor,
+            context: Tensor | None,
+            control: object,
+            options: object,
+            **given: object,
         ) -> Tensor:
             kept = {name: value for name, value in given.items() if name in accepted}
             return super().forward(x, timesteps, context, **kept)
@@ -93,11 +99,11 @@ class VideoModel(model_base.BaseModel):
         mask = mask.reshape(-1, 1, *mask.shape[-3:])
         if mask.shape[2] != noise.shape[2]:
             raise ValueError(
-                f"The mask of given latents has {mask.shape[2]} frames, the latent has {noise.shape[2]}: make them equal."
+                f"The mask of given latents has {mask.shape[2]} frames, the latent has {noise.shape[2]}: "
+                "make them equal."
             )
-        mask = utils.common_upscale(mask.flatten(0, 1), noise.shape[-1], noise.shape[-2], "nearest-exact", "disabled")
-        mask = mask.unflatten(0, (-1, noise.shape[2])).movedim(1, 2) if mask.ndim == 4 else mask
-        return utils.resize_to_batch_size(mask, noise.shape[0]).to(noise)
+        mask = utils.common_upscale(mask[:, 0], noise.shape[-1], noise.shape[-2], "nearest-exact", "disabled")
+        return utils.resize_to_batch_size(mask[:, None], noise.shape[0]).to(noise)
 
     def extra_conds(self, **kwargs: object) -> dict[str, object]:
         """Named inputs of the network from the conditioning; refuses latents and text that the network cannot take.
@@ -113,8 +119,8 @@ class VideoModel(model_base.BaseModel):
             out.pop("c_crossattn", None)
         elif text is not None and text.shape[-1] != width:
             raise ValueError(
-                f"The text has width {text.shape[-1]}, this model was made for {width}: encode the prompt with the CLIP "
-                f"that belongs to {self.checkpoint.name}."
+                f"The text has width {text.shape[-1]}, this model was made for {width}: encode the prompt with the "
+                f"CLIP that belongs to {self.checkpoint.name}."
             )
         level = kwargs.get("noise_level")
         if level is not None:
@@ -124,7 +130,8 @@ class VideoModel(model_base.BaseModel):
     def _check_latent(self, noise: Tensor) -> None:
         if noise.ndim == 5 and noise.shape[2] >= 2:
             return
-        found = f"{noise.shape[0]} latents of one frame" if noise.ndim == 5 else f"a latent of shape {tuple(noise.shape)}"
+        images = f"{noise.shape[0]} latents of one frame"
+        found = images if noise.ndim == 5 else f"a latent of shape {tuple(noise.shape)}"
         raise ValueError(
             f"{self.checkpoint.name} makes videos and needs a latent (batch, channels, frames, height, width) of at "
             f"least two frames, found {found}: use Empty Video Latent (Weft) instead of an image latent."
@@ -232,7 +239,7 @@ def checkpoint_of(model: object) -> Checkpoint:
     inner = getattr(model, "model", None)
     if not isinstance(inner, VideoModel):
         raise ValueError(
-            f"Found a {type(inner).__name__}, expected a model loaded by one of this pack's loaders: for other models use "
-            "the core's samplers and schedulers."
+            f"Found a {type(inner).__name__}, expected a model loaded by one of this pack's loaders: for other models "
+            "use the core's samplers and schedulers."
         )
     return inner.checkpoint

@@ -75,11 +75,13 @@ class VideoVAE(sd.VAE):
         count = pixels.shape[axis]
         if count < factor:
             raise ValueError(
-                f"This VAE puts {factor} frames into one latent, found {count}: give it a clip of at least {factor} frames."
+                f"This VAE puts {factor} frames into one latent, found {count}: give it a clip of at least {factor} "
+                "frames."
             )
-        if count % factor:
-            log.warning("%d frames were cut to %d: this VAE takes multiples of %d", count, count - count % factor, factor)
-        return pixels.narrow(axis, 0, count - count % factor)
+        kept = count - count % factor
+        if kept < count:
+            log.warning("%d frames were cut to %d: this VAE takes multiples of %d", count, kept, factor)
+        return pixels.narrow(axis, 0, kept)
 
 
 class FramewiseVAE(sd.VAE):
@@ -98,10 +100,10 @@ class FramewiseVAE(sd.VAE):
             )
         self.__dict__.update(vae.__dict__)
         self.image_vae = vae
-        ratio_up, ratio_down = vae.spacial_compression_decode(), vae.spacial_compression_encode()
+        up, down = vae.spacial_compression_decode(), vae.spacial_compression_encode()
         self.latent_dim = 3
-        self.upscale_ratio, self.upscale_index_formula = (_same, ratio_up, ratio_up), (1, ratio_up, ratio_up)
-        self.downscale_ratio, self.downscale_index_formula = (_same, ratio_down, ratio_down), (1, ratio_down, ratio_down)
+        self.upscale_ratio, self.upscale_index_formula = (_same, up, up), (1, up, up)
+        self.downscale_ratio, self.downscale_index_formula = (_same, down, down), (1, down, down)
 
     def decode(self, samples_in: Tensor, vae_options: dict[str, object] | None = None) -> Tensor:
         """Latents (B, C, T, H, W) -> frames (B, T, H', W', 3) in 0..1."""

@@ -1,0 +1,109 @@
+"""A real ComfyUI in this process, with the pack loaded from a custom_nodes folder."""
+
+import asyncio
+import importlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """ComfyUI after its start: `base` holds its user folders, `package` is the name the pack was imported under."""
+
+    base: Path
+    package: str
+    mappings: dict[str, type]
+
+    def ours(self, name: str) -> ModuleType:
+        """A module of the pack as ComfyUI has imported it."""
+        return importlib.import_module(f".{name}", self.package)
+
+    def run(self, node: str, **inputs: object) -> tuple:
+        """Execute a node, ours or a stock one; what is not given has its default."""
+        kind = self.mappings[node]
+        described = kind.INPUT_TYPES()
+        described = {**described.get("required", {}), **described.get("optional", {})}
+        defaults = {
+            name: entry[1]["default"] for name, entry in described.items() if len(entry) > 1 and "default" in entry[1]
+        }
+        result = getattr(kind(), kind.FUNCTION)(**{**defaults, **inputs})
+        return result if isinstance(result, tuple) else getattr(result, "result", result)
+
+
+@pytest.fixture(scope="session")
+def comfy(
+    root: Path, comfyui_folder: Path, toy_models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[InProcess]:
+    """ComfyUI on the CPU, its folders in a temporary one, with its own extra nodes and the pack."""
+    from weft.tools.server import PACK, make_base
+
+    base = tmp_path_factory.mktemp("comfy")
+    make_base(base, root)
+    shutil.copytree(toy_models, base / "models" / "checkpoints")
+    sys.path.insert(0, str(comfyui_folder))
+    from comfy.cli_args import args
+
+    args.cpu, args.base_directory = True, str(base)
+    import nodes
+    import server
+
+    pack = base / "custom_nodes" / PACK
+
+    async def load() -> bool:
+        server.PromptServer(asyncio.get_running_loop())
+        await nodes.init_builtin_extra_nodes()
+        return await nodes.load_custom_node(str(pack))
+
+    assert asyncio.run(load()), "ComfyUI could not load the pack"
+    yield InProcess(base, str(pack).replace(".", "_x_"), nodes.NODE_CLASS_MAPPINGS)
+
+
+@pytest.fixture(autouse=True)
+def inference() -> Iterator[None]:
+    """Nodes run in inference mode."""
+    with torch.inference_mode():
+        yield
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The small text-to-video model as the loader gives it, with two encoded prompts."""
+
+    model: object
+    clip: object
+    vae: object
+    positive: list
+    negative: list
+
+
+@pytest.fixture
+def toy(comfy: InProcess) -> Toy:
+    """Loaded anew for every test, so that no test sees another's patches."""
+    model, clip, vae = comfy.run("WeftLoadCheckpoint", checkpoint="toy.safetensors")
+    encoded = [comfy.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("a red circle", "")]
+    return Toy(model, clip, vae, *encoded)
+
+
+@pytest.fixture
+def sample(comfy: InProcess, toy: Toy) -> Callable[..., Tensor]:
+    """Sample by the stock KSampler from an empty latent of 16 frames of 64 x 64; gives LATENT's samples."""
+
+    def run(model: object = toy.model, **changed: object) -> Tensor:
+        inputs = {
+            "latent_image": comfy.run("WeftEmptyVideoLatent", model=model, width=64, height=64, frames=16)[0],
+            "positive": toy.positive,
+            "negative": toy.negative,
+            **{"seed": 5, "steps": 3, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+            **changed,
+        }
+        return comfy.run("KSampler", model=model, **inputs)[0]["samples"]
+
+    return run

@@ -1,0 +1,124 @@
+"""The pack as ComfyUI loads it: what it costs, what it borrows, what its nodes promise."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+# ComfyUI is imported once; each child process then loads the pack for the first time.
+IMPORT_COST = """
+import asyncio, json, os, sys, time
+sys.path.insert(0, sys.argv[1])
+from comfy.cli_args import args
+args.cpu, args.base_directory = True, sys.argv[2]
+import nodes, server
+async def load():
+    server.PromptServer(asyncio.get_running_loop())
+    before, start = set(sys.modules), time.perf_counter()
+    loaded = await nodes.load_custom_node(sys.argv[3])
+    seconds = time.perf_counter() - start
+    imported = {name.split(".")[0] for name in set(sys.modules) - before}
+    print(json.dumps([loaded, seconds, sorted(imported & {"diffusers", "cv2"})]), flush=True)
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        asyncio.run(load())
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="session")
+def schemas(comfy):
+    """Every node of the pack: its class and its schema, by id."""
+    nodes = {name: kind for name, kind in comfy.mappings.items() if name.startswith("Weft")}
+    assert len(nodes) >= 6
+    return {name: kind.define_schema() for name, kind in sorted(nodes.items())}
+
+
+def test_import_costs_little(comfy, comfyui_folder):
+    pack = next((comfy.base / "custom_nodes").iterdir())
+    command = [sys.executable, "-c", IMPORT_COST, str(comfyui_folder), str(comfy.base), str(pack)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[true")]
+    assert len(lines) == 3, done.stdout + done.stderr
+    results = [json.loads(line) for line in lines]
+    assert statistics.median(seconds for _, seconds, _ in results) < 0.3
+    assert all(not heavy for _, _, heavy in results)
+
+
+def test_everything_borrowed_exists(comfy):
+    borrowed = comfy.ours("model_loaders.bridge.compat").BORROWED
+    missing = [f"{module.__name__}.{name}" for module, names in borrowed.items() for name in names]
+    missing = [name for name in missing if not hasattr(sys.modules[name.rpartition(".")[0]], name.rpartition(".")[2])]
+    assert len(borrowed) >= 10 and not missing
+
+
+@pytest.mark.parametrize("version", ["0.3.47", "0.18.2", "0.20.0"])
+def test_an_old_comfyui_is_refused_in_words(comfy, version):
+    with pytest.raises(RuntimeError, match=rf"Weft needs ComfyUI 0\.20\.1 or newer, this is {version}: update"):
+        comfy.ours("nodes").check_comfyui(version)
+
+
+@pytest.mark.parametrize("version", ["0.20.1", "0.30.0", "1.0", "0.31.0-rc1"])
+def test_newer_comfyuis_are_accepted(comfy, version):
+    comfy.ours("nodes").check_comfyui(version)
+
+
+def test_schema_is_the_recorded_one(schemas):
+    """Saved graphs store widgets by position: only append to them.
+
+    After a change on purpose: `WEFT_WRITE_SCHEMA=1 pytest tests/comfy -k schema`, and look at the difference.
+    """
+    path, found = DATA / "schema.json", {name: describe(schema) for name, schema in schemas.items()}
+    if os.environ.get("WEFT_WRITE_SCHEMA"):
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    assert found == recorded, test_schema_is_the_recorded_one.__doc__
+
+
+def describe(schema) -> dict:
+    """Inputs and outputs in order; the options of a combo without default are files, which differ by machine."""
+    inputs = []
+    for item in schema.inputs:
+        entry = {"id": item.id, "type": item.get_io_type(), "optional": item.optional}
+        for key in ("default", "min", "max", "step", "options"):
+            value = getattr(item, key, None)
+            if value is not None and (key != "options" or item.default is not None):
+                entry[key] = value
+        inputs.append(entry)
+    outputs = [[output.get_io_type(), output.display_name] for output in schema.outputs]
+    return {"inputs": inputs, "outputs": outputs}
+
+
+def test_every_node_explains_itself(schemas):
+    silent = []
+    for name, schema in schemas.items():
+        parts = [*schema.inputs, *schema.outputs]
+        silent += [f"{name}.{part.display_name or part.id}" for part in parts if len(part.tooltip or "") < 10]
+        silent += [name] if len(schema.description or "") < 30 else []
+    assert not silent
+
+
+def test_every_node_says_whose_it_is(schemas):
+    for name, schema in schemas.items():
+        assert schema.display_name.endswith(" (Weft)"), name
+        assert schema.category.startswith("Weft/"), name
+
+
+def test_every_node_has_a_help_page_and_every_page_a_node(root, schemas):
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in (root / "web" / "docs").glob("*.md")}
+    assert set(pages) == set(schemas)
+    for name, schema in schemas.items():
+        unnamed = [item.id for item in schema.inputs if not _names(item, pages[name])]
+        assert not unnamed, f"{name}.md says nothing of {unnamed}"
+
+
+def _names(item, page: str) -> bool:
+    return any(label and label in page for label in (item.id, item.display_name))

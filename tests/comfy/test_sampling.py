@@ -1,0 +1,175 @@
+"""Stock samplers, guiders and patches on the pack's MODEL."""
+
+import pytest
+import torch
+
+
+def network_calls(model):
+    """A clone of the model, and a list that gets the latent shape of every call of its network."""
+    from comfy.patcher_extension import WrappersMP
+
+    shapes, counted = [], model.clone()
+
+    def count(executor, x, *args, **kwargs):
+        shapes.append(tuple(x.shape))
+        return executor(x, *args, **kwargs)
+
+    counted.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
+    return counted, shapes
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "ddim", "uni_pc", "lcm", "heun", "dpmpp_2m_sde", "res_multistep"])
+def test_samplers(sample, sampler):
+    latent = sample(sampler_name=sampler, steps=4)
+    assert latent.shape == (1, 4, 4, 8, 8) and latent.isfinite().all()
+    assert latent.std() > 0.1
+    assert torch.equal(latent, sample(sampler_name=sampler, steps=4)), "the same seed gives the same video"
+
+
+@pytest.mark.parametrize("scheduler", ["simple", "karras", "ddim_uniform", "sgm_uniform", "beta", "exponential"])
+def test_schedulers(sample, scheduler):
+    latent = sample(scheduler=scheduler)
+    assert latent.isfinite().all() and latent.std() > 0.1
+
+
+def test_seed_and_text_matter(sample, toy, comfy):
+    base = sample()
+    other_text = comfy.run("CLIPTextEncode", clip=toy.clip, text="a blue square")[0]
+    assert (base - sample(seed=6)).abs().mean() > 0.1
+    assert (base - sample(positive=other_text)).abs().mean() > 1e-3
+
+
+def test_two_videos_at_once_are_those_of_two_runs(sample, toy, comfy):
+    """Noise of a batch is drawn video by video, and no video sees another."""
+    latent = comfy.run("WeftEmptyVideoLatent", model=toy.model, width=64, height=64, frames=16, batch_size=2)[0]
+    both = sample(latent_image=latent)
+    single = {"samples": latent["samples"][:1]}
+    rounding = {"rtol": 1e-4, "atol": 1e-4 * float(both.std())}  # the order of sums differs with the batch size
+    assert torch.allclose(both[:1], sample(latent_image=single), **rounding)
+    second = {**single, "batch_index": [1]}
+    assert torch.allclose(both[1:], sample(latent_image=second), **rounding)
+
+
+def test_guidance_and_one_branch_at_cfg_1(sample, toy):
+    model, shapes = network_calls(toy.model)
+    sample(model, cfg=1.0, steps=2)
+    assert shapes == [(1, 4, 4, 8, 8)] * 2
+    shapes.clear()
+    sample(model, cfg=4.0, steps=2)
+    assert sum(shape[0] for shape in shapes) == 4
+
+
+def test_timestep_ranges_choose_the_prompt(sample, toy, comfy):
+    blue = comfy.run("CLIPTextEncode", clip=toy.clip, text="a blue square")[0]
+
+    def ranged(conditioning, start, end):
+        return comfy.run("ConditioningSetTimestepRange", conditioning=conditioning, start=start, end=end)[0]
+
+    red_only, blue_only = sample(), sample(positive=blue)
+    assert torch.equal(sample(positive=ranged(blue, 0.0, 1.0)), blue_only)
+    mixed = sample(positive=ranged(blue, 0.0, 0.5) + ranged(toy.positive, 0.5, 1.0))
+    assert (mixed - red_only).abs().mean() > 1e-3 and (mixed - blue_only).abs().mean() > 1e-3
+
+
+def test_masked_frames_are_kept(sample, comfy):
+    given = torch.randn(1, 4, 4, 8, 8, generator=torch.manual_seed(1))
+    mask = torch.zeros(4, 64, 64)
+    mask[2:] = 1.0  # one mask per latent frame; 1 is made anew
+    latent = comfy.run("SetLatentNoiseMask", samples={"samples": given}, mask=mask)[0]
+    out = sample(latent_image=latent, steps=4)
+    # Through the latent's scale and back, in float32.
+    assert torch.allclose(out[:, :, :2], given[:, :, :2], atol=1e-4)
+    assert (out[:, :, 2:] - given[:, :, 2:]).abs().mean() > 0.1
+
+
+def test_easycache_skips_network_calls(sample, toy, comfy):
+    cached = comfy.run("EasyCache", model=toy.model, reuse_threshold=0.5)[0]
+    model, shapes = network_calls(cached)  # after EasyCache, so nearer to the network
+    approximate = sample(model, steps=20)
+    assert 4 <= len(shapes) < 16, "20 steps"
+    assert approximate.isfinite().all() and not torch.equal(approximate, sample(steps=20))
+
+
+def test_context_windows_cut_long_videos(sample, toy, comfy):
+    model, shapes = network_calls(toy.model)
+    options = {"context_length": 4, "context_overlap": 2, "dim": 2, "causal_window_fix": False}
+    windowed = comfy.run("ContextWindowsManual", model=model, **options)[0]
+    latent = comfy.run("WeftEmptyVideoLatent", model=toy.model, width=64, height=64, frames=40)[0]
+    out = sample(windowed, latent_image=latent, steps=2)
+    assert out.shape == (1, 4, 10, 8, 8) and out.isfinite().all()
+    assert {shape[2] for shape in shapes} == {4}
+    assert len(shapes) == 2 * 4, "10 latents in windows of 4 with steps of 2: four windows, twice"
+
+
+def test_a_window_as_long_as_the_video_changes_nothing(sample, toy, comfy):
+    options = {"context_length": 4, "context_overlap": 0, "dim": 2, "causal_window_fix": False}
+    assert torch.equal(sample(), sample(comfy.run("ContextWindowsManual", model=toy.model, **options)[0]))
+
+
+def test_rescaled_guidance_and_model_sampling_patches_run(sample, toy, comfy):
+    patched = comfy.run("ModelSamplingDiscrete", model=toy.model, sampling="v_prediction", zsnr=True)[0]
+    assert sample(patched).isfinite().all()
+    assert not torch.equal(sample(comfy.run("APG", model=toy.model)[0], cfg=6.0), sample(cfg=6.0))
+
+
+def test_more_text_than_one_chunk(sample, toy, comfy):
+    """ComfyUI makes several chunks of a long prompt; the encoder has 16 tokens for each."""
+    long = comfy.run("CLIPTextEncode", clip=toy.clip, text="a red circle " * 9)[0]
+    assert long[0][0].shape[1:] == (32, 32)
+    assert sample(positive=long).isfinite().all()
+
+
+# Refusals
+
+
+def test_an_image_latent_is_refused(sample, comfy):
+    image = comfy.run("EmptyLatentImage", width=64, height=64, batch_size=4)[0]
+    with pytest.raises(ValueError, match="found 4 latents of one frame: use Empty Video Latent"):
+        sample(latent_image=image)
+
+
+def test_text_of_another_width_is_refused(sample, comfy):
+    wide = comfy.run("WeftLoadCheckpoint", checkpoint="toy_wide.safetensors")[1]
+    text = comfy.run("CLIPTextEncode", clip=wide, text="a")[0]
+    with pytest.raises(ValueError, match=r"text has width 48, this model was made for 32: .*toy\.safetensors"):
+        sample(positive=text)
+
+
+def test_missing_text_encoder_is_a_stock_error_that_says_so(comfy):
+    clip = comfy.run("WeftLoadCheckpoint", checkpoint="toy_uncond.safetensors")[1]
+    with pytest.raises(RuntimeError, match="clip input is invalid: None"):
+        comfy.run("CLIPTextEncode", clip=clip, text="a")
+
+
+# The mask-conditional network
+
+
+def test_given_latents_reach_the_mask_conditional_network(comfy):
+    import node_helpers
+
+    model = comfy.run("WeftLoadCheckpoint", checkpoint="toy_masked.safetensors")[0]
+    seen = []
+
+    def look(executor, x, *args, **kwargs):
+        seen.append((x[:, 4:].clone(), kwargs.get("noise_level")))
+        return executor(x, *args, **kwargs)
+
+    from comfy.patcher_extension import WrappersMP
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "look", look)
+    latent = comfy.run("WeftEmptyVideoLatent", model=model, width=64, height=64, frames=16)[0]
+    nothing = [[torch.zeros(1, 1, 8), {}]]
+    mask = torch.zeros(1, 1, 4, 8, 8)
+    mask[:, :, 0] = 1.0
+    given = node_helpers.conditioning_set_values(nothing, {"concat_mask": mask, "noise_level": 3})
+    settings = {"seed": 1, "steps": 1, "sampler_name": "euler", "scheduler": "normal"}
+    for conditioning, expected, level in ((nothing, torch.zeros_like(mask), None), (given, mask, 3)):
+        inputs = {"model": model, "positive": conditioning, "negative": nothing, "cfg": 1.0, "latent_image": latent}
+        out = comfy.run("KSampler", **inputs, **settings)[0]["samples"]
+        assert out.isfinite().all()
+        channel, found = seen.pop()
+        assert torch.equal(channel, expected)
+        assert found is None if level is None else int(found) == level
+    wrong = node_helpers.conditioning_set_values(nothing, {"concat_mask": mask[:, :, :3]})
+    with pytest.raises(ValueError, match="given latents has 3 frames, the latent has 4"):
+        comfy.run("KSampler", **{**inputs, "positive": wrong}, **settings)

@@ -1,0 +1,106 @@
+"""What the tests share: a ComfyUI, small random model files, a running server."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# `python -m pytest` puts the root there, where our `nodes` hides ComfyUI's.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository, which is the pack."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def comfyui_folder() -> Path:
+    """The ComfyUI to test on: `dev.py test` names it, else the one it has downloaded."""
+    from weft.tools.comfyui import NEWEST
+
+    folder = Path(os.environ.get("WEFT_COMFYUI") or ROOT / ".venv" / "comfyui" / NEWEST.version)
+    assert (folder / "main.py").is_file(), f"no ComfyUI in {folder}: run `python dev.py test`, which fetches it"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small models of random weights: text to video, the same with wider text, unconditional, masked."""
+    import torch
+
+    from weft.kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+    from weft.kernels.networks.lvdm import (
+        LatentVideoUNet,
+        LatentVideoUNetConfig,
+        TextToVideoUNet,
+        TextToVideoUNetConfig,
+    )
+    from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+    from weft.kernels.sampling.schedules import NoiseSchedule
+    from weft.model_loaders.bundle import save_bundle
+    from weft.model_loaders.checkpoint import LatentSpec
+
+    folder = tmp_path_factory.mktemp("toy_models")
+    torch.manual_seed(0)
+    small = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_factors": (1, 2)}
+    video = LatentVideoUNetConfig(**small, num_heads=2, temporal_length=4)
+    words = CaptionEncoderConfig(("a", "red", "circle", "blue", "square"), 32, 1, 2, 16)
+
+    def save(name: str, schedule: NoiseSchedule, **networks: torch.nn.Module) -> None:
+        for network in networks.values():
+            _randomise(network)
+        save_bundle(
+            folder / name,
+            {"vae": VideoAutoencoder(VideoAutoencoderConfig(n_hiddens=8)), **networks},
+            system="lvdm",
+            latent=LatentSpec(4, 8, 4, 0.5, 0.1),
+            schedule=schedule,
+            metadata={"dataset_seed": 0},
+        )
+
+    for name, width in (("toy.safetensors", 32), ("toy_wide.safetensors", 48)):
+        network = TextToVideoUNet(TextToVideoUNetConfig(**small, num_heads=2, temporal_length=4, context_width=width))
+        text = CaptionEncoder(replace(words, width=width))
+        save(name, NoiseSchedule(0.00085, 0.012), diffusion_model=network, text_encoder=text)
+    # A schedule so short that the whole of it can be walked.
+    save("toy_uncond.safetensors", NoiseSchedule(0.01, 0.4, 20), diffusion_model=LatentVideoUNet(video))
+    masked = LatentVideoUNet(replace(video, in_channels=5, noise_levels=8))
+    save("toy_masked.safetensors", NoiseSchedule(), diffusion_model=masked)
+    return folder
+
+
+def _randomise(network) -> None:
+    """Give every parameter a value of its own: layers that start at zero would hide what comes before them."""
+    import torch
+
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+        else:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+
+
+@pytest.fixture(scope="session")
+def server_base(tmp_path_factory: pytest.TempPathFactory, toy_models: Path) -> Path:
+    """The user folders of the test server, with the small models among its checkpoints."""
+    base = tmp_path_factory.mktemp("server")
+    shutil.copytree(toy_models, base / "models" / "checkpoints")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(root: Path, comfyui_folder: Path, server_base: Path) -> Iterator:
+    """A ComfyUI with the pack, started once and asked over HTTP."""
+    from weft.tools.comfyui import ComfyUI
+    from weft.tools.server import running
+
+    comfyui = ComfyUI(comfyui_folder.resolve(), Path(sys.executable))
+    with running(comfyui, server_base, root, log=server_base / "log") as server:
+        yield server

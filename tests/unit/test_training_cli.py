@@ -1,0 +1,218 @@
+"""The command line: scores and exit codes, data sets, sampling, and files that the loaders read back."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from weft.model_loaders.checkpoint import read
+from weft.training import checkpoints
+from weft.training.cli import main
+from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
+from weft.training.data.video_files import read_video, write_video
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+SMALL = ["data.size=16", "data.frames=4", "data.count=20", "run.batch_size=2", "run.precision=float32", "run.steps=2"]
+SMALL += ["run.validation_clips=2"]
+CHANNELS = ["network.z_channels=4", "network.embed_dim=4"]
+AUTOENCODER = [
+    *SMALL,
+    "network.n_hiddens=4",
+    "network.downsample=[2, 4, 4]",
+    *CHANNELS,
+    "loss.discriminator_channels=[4, 8]",
+]
+TEXT_TO_VIDEO = [
+    *SMALL,
+    "network.in_channels=4",
+    "network.out_channels=4",
+    "network.model_channels=8",
+    "network.channel_mult=[1, 2]",
+    "network.num_heads=2",
+]
+TEXT_TO_VIDEO += ["network.num_res_blocks=1", "network.context_width=16", "text_encoder.width=16"]
+TEXT_TO_VIDEO += ["text_encoder.layers=1", "text_encoder.heads=2", "autoencoder.clips=0"]
+
+
+def train(recipe: str, folder: Path, *settings: str) -> int:
+    changes = [part for setting in settings for part in ("--set", setting)]
+    return main(["train", str(RECIPES / f"{recipe}.toml"), "--out", str(folder), "--device", "cpu", *changes])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the finished runs `ae` and `t2v`."""
+    folder = tmp_path_factory.mktemp("runs")
+    assert train("demo_lvdm_autoencoder", folder / "ae", *AUTOENCODER) == 0
+    assert train("demo_lvdm", folder / "t2v", *TEXT_TO_VIDEO, f"autoencoder.path={folder / 'ae'}") == 0
+    return folder
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> tuple[Path, str]:
+    frames, caption = MovingShapes(MovingShapesConfig(two_objects=0.0, seed=5))[3]
+    write_video(tmp_path / "clip.mp4", frames, 8)
+    return tmp_path / "clip.mp4", caption
+
+
+def test_score_of_the_right_caption_is_0(clip, capsys):
+    path, caption = clip
+    assert main(["score", str(path), "--caption", caption]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["colour", "shape", "direction", "background", "speed"]
+    assert all(line.split()[1] == "ok" for line in lines)
+
+
+@pytest.mark.parametrize("part", ["colour", "shape", "direction", "background"])
+def test_score_of_a_wrong_caption_is_1(clip, capsys, part):
+    path, caption = clip
+    choices = {
+        "colour": ("red", "green", "blue", "yellow", "cyan", "magenta"),
+        "shape": ("circle", "square", "triangle"),
+        "direction": ("left to right", "right to left", "top to bottom", "bottom to top"),
+        "background": ("dark", "grey", "light"),
+    }[part]
+    said = next(word for word in choices if word in caption)
+    other = next(word for word in choices if word != said)
+    assert main(["score", str(path), "--caption", caption.replace(said, other)]) == 1
+    wrong = [line for line in capsys.readouterr().out.splitlines() if "WRONG" in line]
+    assert [line.split()[0] for line in wrong] == [part]
+    assert said in wrong[0] and wrong[0].endswith(f"expected {other}")
+
+
+def test_score_refuses_what_it_cannot_read(clip, tmp_path, capsys):
+    path, caption = clip
+    assert main(["score", str(path), "--caption", "a purple circle"]) == 2
+    assert "found 'purple', expected red or" in capsys.readouterr().err
+    (tmp_path / "no.mp4").write_bytes(b"not a video")
+    assert main(["score", str(tmp_path / "no.mp4"), "--caption", caption]) == 2
+    assert main(["score", str(tmp_path / "absent.mp4"), "--caption", caption]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("error: ") == 2 and "Traceback" not in errors
+
+
+def test_data_set_is_scored_as_its_captions_say(tmp_path, capsys):
+    folder = tmp_path / "set"
+    assert main(["make-dataset", str(folder), "--count", "4", "--seed", "7"]) == 0
+    assert main(["evaluate", str(folder)]) == 0
+    table = json.loads((folder / "scores.json").read_text())
+    assert (table["clips"], table["colour"], table["direction"], table["background"]) == (4, 1.0, 1.0, 1.0)
+
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    lines[0]["caption"], lines[1]["caption"] = lines[1]["caption"], lines[0]["caption"]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["evaluate", str(folder), "--out", str(tmp_path / "swapped.json")]) == 0
+    swapped = json.loads((tmp_path / "swapped.json").read_text())
+    assert swapped["colour"] == 0.5
+    assert [video["colour"] for video in swapped["videos"]] == [False, False, True, True]
+
+    (folder / "captions.jsonl").unlink()
+    assert main(["evaluate", str(folder)]) == 2
+    assert "no video with a caption" in capsys.readouterr().err
+
+
+def test_held_out_data_set_differs(tmp_path):
+    for name, more in (("train", []), ("held", ["--held-out"])):
+        assert main(["make-dataset", str(tmp_path / name), "--count", "1", *more]) == 0
+    captions = [(tmp_path / name / "captions.jsonl").read_text() for name in ("train", "held")]
+    assert captions[0] != captions[1]
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_exported_file_has_the_trained_weights(runs, tmp_path, weights):
+    out = tmp_path / "bundle.safetensors"
+    (tmp_path / "scores.json").write_text(json.dumps({"clips": 2, "colour": 0.5, "videos": [{}]}))
+    command = ["export", str(runs / "t2v"), "--out", str(out), "--weights", weights]
+    assert main([*command, "--scores", str(tmp_path / "scores.json")]) == 0
+
+    checkpoint = read(out)
+    state = checkpoints.read(checkpoints.newest(runs / "t2v"))
+    first_stage = checkpoints.read(checkpoints.newest(runs / "ae"))
+    trained = dict(state["ema"]["networks"] if weights == "ema" else state["networks"])
+    trained["vae"] = first_stage["ema"]["networks"]["vae"]
+    assert set(checkpoint.components) == {"diffusion_model", "vae", "text_encoder"}
+    for role, component in checkpoint.components.items():
+        network = component.build(dtype=torch.float16)
+        assert network.state_dict().keys() == trained[role].keys()
+        for name, tensor in network.state_dict().items():
+            assert torch.equal(tensor, trained[role][name].half()), name
+
+    latent = checkpoint.latent
+    assert (latent.spatial, latent.temporal, latent.channels) == (4, 2, 4)
+    assert (latent.scale, latent.shift) == (state["facts"]["scale"], state["facts"]["shift"])
+    assert np.shape(latent.rgb_factors) == (latent.channels, 3) and np.shape(latent.rgb_bias) == (3,)
+    assert checkpoint.schedule.linear_start == 0.0015
+    metadata = {name: json.loads(value) if value[0] in "{[" else value for name, value in checkpoint.metadata.items()}
+    assert metadata["steps"] == {"text_to_video": 2} and metadata["dataset_seed"] == "0"
+    assert metadata["scores"] == {"clips": 2, "colour": 0.5}
+    assert len(metadata["revision"]) == 40 or metadata["revision"] == "unknown"
+
+
+def test_autoencoder_can_be_exported_alone(runs, tmp_path):
+    assert main(["export", str(runs / "ae"), "--out", str(tmp_path / "vae.safetensors")]) == 0
+    assert set(read(tmp_path / "vae.safetensors").components) == {"vae"}
+
+
+def test_an_exported_autoencoder_can_be_trained_on(runs, tmp_path):
+    assert main(["export", str(runs / "ae"), "--out", str(tmp_path / "vae.safetensors")]) == 0
+    path = f"autoencoder.path={tmp_path / 'vae.safetensors'}"
+    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, path) == 0
+
+
+def test_samples_depend_on_seed_and_caption(runs, tmp_path):
+    captions = ["--caption", "a red circle moves left to right over a dark background", "--caption", "a blue square"]
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        command = ["sample", str(runs / "t2v"), "--out", str(tmp_path / name), "--steps", "4", "--seed", seed]
+        assert main([*command, *captions, "--device", "cpu"]) == 0
+    videos = {name: read_video(tmp_path / name / "00000.mp4")[0] for name in "abc"}
+    assert videos["a"].shape == (4, 16, 16, 3)
+    assert (videos["a"] == videos["b"]).all() and (videos["a"] != videos["c"]).any()
+    lines = [json.loads(line) for line in (tmp_path / "a" / "captions.jsonl").read_text().splitlines()]
+    assert lines[1] == {"file": "00001.mp4", "caption": "a blue square"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "absent.toml"], "absent.toml: no such recipe"),
+        (["resume", "absent"], "expected the folder of a training run"),
+        (["sample", "{runs}/ae", "--out", "x"], "a run of autoencoder, expected text_to_video"),
+        (["export", "{runs}/absent", "--out", "x"], "absent"),
+    ],
+)
+def test_mistakes_end_with_one_line(arguments, message, runs, capsys):
+    assert main([part.format(runs=runs) for part in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors
+
+
+def test_the_first_stage_is_checked(runs, tmp_path, capsys):
+    for path, message in (
+        (runs / "absent", "does not exist; train the autoencoder or name its run folder"),
+        (runs / "t2v", "is a run of text_to_video, expected an autoencoder's"),
+    ):
+        assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, f"autoencoder.path={path}") == 2
+        assert message in capsys.readouterr().err
+    stage = f"autoencoder.path={runs / 'ae'}"
+    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, stage, "text_encoder.max_tokens=5") == 2
+    assert "text_encoder.max_tokens: found 5, expected at least" in capsys.readouterr().err
+    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, stage, "network.in_channels=3") == 2
+    assert "network.in_channels: found 3, the autoencoder has 4" in capsys.readouterr().err
+    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, stage, "text_encoder.width=32") == 2
+    assert "network.context_width: found 16, the text encoder has 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--device", "tpu"], ["--max-steps", "0"]])
+def test_options_are_checked(option, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["train", "recipe.toml", *option])
+    assert error.value.code == 2
+    assert option[1] in capsys.readouterr().err
+
+
+def test_settings_are_listed(capsys):
+    assert main(["settings", "text_to_video"]) == 0
+    text = capsys.readouterr().out
+    assert "caption_dropout = 0.1" in text and "share of captions replaced by the empty one" in text

@@ -1,0 +1,80 @@
+"""The autoencoder's losses against their formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from weft.training.discriminator import PatchDiscriminator
+from weft.training.losses import (
+    GradientLoss,
+    PerceptualLoss,
+    adaptive_weight,
+    hinge_loss,
+    kl_divergence,
+    to_frames,
+)
+
+
+def test_adaptive_weight_is_the_ratio_of_gradients():
+    torch.manual_seed(0)
+    weight = torch.randn(3, 2, requires_grad=True)
+    x, direction = torch.randn(2), torch.randn(3)
+    y = weight @ x
+    # d/dW sum(y^2) = 2 y x^T and d/dW (direction . y) = direction x^T.
+    found = adaptive_weight(y.square().sum(), direction @ y, weight)
+    expected = (2 * y.norm() * x.norm()) / (direction.norm() * x.norm() + 1e-4)
+    assert not found.requires_grad
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    assert float(adaptive_weight(y.square().sum() * 1e9, (direction @ y) * 1e-9, weight)) == 1e4
+
+
+def test_kl_divergence_is_that_of_torch_distributions():
+    torch.manual_seed(0)
+    mean, logvar = torch.randn(2, 4, 2, 3, 3), torch.randn(2, 4, 2, 3, 3)
+    posterior = torch.distributions.Normal(mean, (0.5 * logvar).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum() / 2
+    torch.testing.assert_close(kl_divergence(mean, logvar), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hinge_loss():
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
+    assert float(hinge_loss(real, fake)) == pytest.approx(0.5 * ((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3))
+
+
+def test_gradient_loss_sees_edges_and_not_brightness():
+    loss = GradientLoss(scales=3)
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 16, 16)
+    # A sum of differences of floats that are equal up to rounding.
+    assert float(loss(x, x + 0.25).max()) < 1e-6
+    step = torch.zeros(1, 3, 16, 16)
+    step[..., 8:] = 1.0
+    # One of 15, 7 and 3 horizontal differences is 1 at the three scales.
+    assert float(loss(step, torch.zeros_like(step))) == pytest.approx((1 / 15 + 1 / 7 + 1 / 3) / 3, rel=1e-5)
+    assert loss(x, torch.rand_like(x)).shape == (2, 1, 1, 1)
+
+
+def test_perceptual_loss_does_not_download(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="vgg16-397923af.pth: LPIPS needs torchvision's VGG16 weights there"):
+        PerceptualLoss()
+
+
+def test_frames_of_clips_keep_their_pixels():
+    video = torch.arange(2 * 3 * 4 * 5 * 5).view(2, 3, 4, 5, 5)
+    frames = to_frames(video)
+    assert frames.shape == (8, 3, 5, 5)
+    assert torch.equal(frames[5], video[1, :, 1])
+
+
+def test_discriminator_has_the_released_layers():
+    network = PatchDiscriminator((4, 8, 16, 16))
+    strides = [layer.stride[0] for layer in network.layers if isinstance(layer, torch.nn.Conv2d)]
+    biases = [layer.bias is not None for layer in network.layers if isinstance(layer, torch.nn.Conv2d)]
+    assert strides == [2, 2, 2, 1, 1]
+    assert biases == [True, False, False, False, True]
+    torch.manual_seed(0)
+    frames = torch.randn(2, 3, 64, 64)
+    assert network(frames).shape == (2, 1, 6, 6)
+    first = F.leaky_relu(F.conv2d(frames, network.layers[0].weight, network.layers[0].bias, stride=2, padding=1), 0.2)
+    torch.testing.assert_close(network.layers[:2](frames), first)

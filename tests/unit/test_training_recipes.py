@@ -1,0 +1,130 @@
+"""Recipes: every error says where, what was found and what was expected; the shipped ones are the papers' numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from weft.kernels.networks.video_autoencoder import VideoAutoencoder
+from weft.training.config import AutoencoderRecipe, FolderData, TextToVideoRecipe, override, read_recipe, read_table
+from weft.training.data.folder import FolderClips
+from weft.training.data.moving_shapes import MovingShapesConfig, write_dataset
+from weft.training.discriminator import PatchDiscriminator
+from weft.training.settings import RecipeError, describe, to_table, to_toml
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+
+
+def demo(name: str = "demo_lvdm_autoencoder", *assignments: str):
+    table = read_table(RECIPES / f"{name}.toml")
+    override(table, list(assignments))
+    return read_recipe(table, "r.toml")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid_and_survive_toml(path, tmp_path):
+    recipe = read_recipe(read_table(path), path.name)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(to_toml(to_table(recipe)))
+    assert read_recipe(read_table(copy), "copy") == recipe
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("run.stpes=3", "r.toml: run.stpes: unknown key, did you mean 'steps'?"),
+        ("zzz=3", "r.toml: zzz: unknown key, expected one of task, system, seed, data, network"),
+        ("optimization.learning_rate=0", "optimization.learning_rate: found 0.0, expected more than 0"),
+        ("optimization.learning_rate=nan", "optimization.learning_rate: found nan, expected a finite number"),
+        ("optimization.betas=[0.5]", r"optimization.betas: found \[0.5\], expected a list of 2 values"),
+        ("optimization.betas=[0.5, 1.0]", "optimization.betas: found 1.0, expected at most 0.9999"),
+        ("run.steps=0", "run.steps: found 0, expected at least 1"),
+        ("run.steps=1.5", "run.steps: found 1.5, expected a whole number"),
+        ("run.steps=true", "run.steps: found True, expected a whole number"),
+        ("run.precision=fp8", "run.precision: found 'fp8', expected one of 'auto', 'float32', 'bf16'"),
+        ("data.kind=webvid", "data.kind: found 'webvid', expected one of 'moving_shapes', 'folder'"),
+        ("task=vae", "r.toml: task: found 'vae', expected one of 'autoencoder', 'text_to_video'"),
+        ("network.downsample=[4, 8]", r"network.downsample: found \[4, 8\], expected a list of 3 values"),
+        ("run=3", "run: found 3, expected a section"),
+        ("run.steps", "--set run.steps: expected section.key=value"),
+        ("seed.x=1", "--set seed.x=1: seed is no section"),
+    ],
+)
+def test_mistakes_are_named(assignment, message):
+    with pytest.raises(RecipeError, match=message):
+        demo("demo_lvdm_autoencoder", assignment)
+
+
+def test_missing_values_and_sections_are_named():
+    table = read_table(RECIPES / "demo_lvdm_autoencoder.toml")
+    del table["run"]["steps"]
+    with pytest.raises(RecipeError, match="r.toml: run.steps: missing"):
+        read_recipe(table, "r.toml")
+    del table["run"]
+    with pytest.raises(RecipeError, match="r.toml: run: missing"):
+        read_recipe(table, "r.toml")
+
+
+def test_files_that_are_no_recipes(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        read_table(tmp_path / "absent.toml")
+    with pytest.raises(RecipeError, match="not a TOML recipe"):
+        read_table(tmp_path)
+    (tmp_path / "broken.toml").write_text("steps = = 3")
+    with pytest.raises(RecipeError, match=r"broken.toml: not a TOML recipe: .*line 1"):
+        read_table(tmp_path / "broken.toml")
+
+
+def test_overrides_keep_types():
+    recipe = demo("demo_lvdm_autoencoder", "run.precision=float32", "optimization.learning_rate=1", "data.size=32")
+    assert recipe.run.precision == "float32"
+    assert recipe.optimization.learning_rate == 1.0 and isinstance(recipe.optimization.learning_rate, float)
+    assert recipe.data.size == 32
+
+
+@pytest.mark.parametrize("kind", [AutoencoderRecipe, TextToVideoRecipe])
+def test_every_setting_is_documented(kind):
+    lines = describe(kind)
+    network = lines.index("[network]")
+    own = [line for line in lines if "=" in line and line not in lines[network : lines.index("", network)]]
+    assert len(own) > 25
+    assert not [line for line in own if "see the network" in line]
+    assert not [line for line in lines if "=" in line and "#" not in line]
+
+
+def test_released_networks_have_their_parameter_counts():
+    recipe = demo("lvdm_autoencoder_sky")
+    with torch.device("meta"):
+        autoencoder, discriminator = (
+            VideoAutoencoder(recipe.network),
+            PatchDiscriminator(recipe.loss.discriminator_channels),
+        )
+    assert sum(p.numel() for p in autoencoder.parameters()) == 19_446_759
+    assert sum(p.numel() for p in discriminator.parameters()) == 2_765_633
+
+
+def test_folder_clips(tmp_path):
+    write_dataset(tmp_path, 3, MovingShapesConfig(size=32, frames=9, count=3, seed=1))
+    captions = [json.loads(line)["caption"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    settings = FolderData(path=str(tmp_path), size=16, frames=4, stride=2, held_out=1)
+    clips = FolderClips(settings, "train")
+    assert len(clips) == 2 and len(FolderClips(settings, "held_out")) == 1
+    frames, caption = clips[1]
+    assert frames.shape == (4, 16, 16, 3) and str(frames.dtype) == "uint8"
+    assert caption == captions[1]
+    assert (clips[1][0] == frames).all()
+
+    (tmp_path / "captions.jsonl").unlink()
+    (tmp_path / "00001.txt").write_text("words\n")
+    assert FolderClips(settings, "train").captions == ["", "words"]
+    too_long = FolderClips(FolderData(path=str(tmp_path), frames=6, stride=2, held_out=0), "train")
+    with pytest.raises(RecipeError, match="00000.mp4: 9 frames, expected at least 11"):
+        too_long[0]
+    with pytest.raises(RecipeError, match="3 videos in .*, expected more than data.held_out = 3"):
+        FolderClips(FolderData(path=str(tmp_path), held_out=3), "train")
+    with pytest.raises(RecipeError, match="no such folder of videos"):
+        FolderClips(FolderData(path=str(tmp_path / "absent")), "train")
+    (tmp_path / "captions.jsonl").write_text('{"file": "00000.mp4"}\n')
+    with pytest.raises(RecipeError, match="captions.jsonl, line 1"):
+        FolderClips(settings, "train")

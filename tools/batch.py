@@ -1,0 +1,56 @@
+"""Videos for a list of prompts through ComfyUI, in the form that `python -m weft.training evaluate` scores.
+
+The server is started once; every prompt is a graph of its own with the next seed.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from . import demo
+from .comfyui import locate
+from .console import Failure, say
+from .environment import Environment
+from .server import running
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Run from the command line; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m weft.tools.batch", description=__doc__)
+    parser.add_argument("prompts", type=Path, help="text file with a prompt per line")
+    parser.add_argument("--workflow", default="LVDM text to video", help='default: "%(default)s"')
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the videos and captions.jsonl")
+    parser.add_argument("--comfyui", type=Path, help="use this ComfyUI instead of the one in .venv")
+    options = parser.parse_args()
+    prompts = [line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        generate(prompts, options.workflow, options.seed, options.out, options.comfyui)
+    except Failure as failure:
+        print(failure.detail, f"error: {failure}", sep="\n", file=sys.stderr)
+        return 1
+    return 0
+
+
+def generate(prompts: list[str], workflow: str, seed: int, out: Path, comfyui: Path | None = None) -> None:
+    """Write `NNNN.mp4` per prompt and captions.jsonl; raises Failure as `demo.run` does."""
+    out.mkdir(parents=True, exist_ok=True)
+    place = locate(Environment(ROOT), comfyui, None)
+    with tempfile.TemporaryDirectory() as base, running(place, Path(base), ROOT, log=out / "server.log") as server:
+        with open(out / "captions.jsonl", "w", encoding="utf-8") as captions:
+            for index, prompt in enumerate(prompts):
+                graph = demo.load_graph(ROOT / "workflows" / "api", workflow)
+                demo.set_prompt(graph, prompt)
+                demo.set_seed(graph, seed + index)
+                name = f"{index:04}.mp4"
+                (out / name).write_bytes(demo.run(server, graph))
+                captions.write(json.dumps({"file": name, "caption": prompt}) + "\n")
+                say(f"{index + 1} of {len(prompts)}: {prompt}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

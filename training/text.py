@@ -1,0 +1,103 @@
+"""Text encoders of the text-to-video task.
+
+Shapes: B captions, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, tokenize, words_of
+from .config import CaptionText, ClipText, Data, MovingShapesData
+from .data.captions import caption_words
+from .operations import TrainingOperations
+from .settings import RecipeError
+
+
+class TextEncoder(Protocol):
+    """A network from tokens (B, N) to their encodings (B, N, D), and its tokens."""
+
+    network: nn.Module
+    trained: bool
+    width: int
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Token numbers (B, N)."""
+        ...
+
+
+class TrainedCaptions:
+    """A caption encoder that knows the words of the data set; raises RecipeError when a caption is too long for it."""
+
+    trained = True
+
+    def __init__(self, settings: CaptionText, data: Data, captions: list[str]) -> None:
+        longest = max(captions, key=lambda text: len(words_of(text)))
+        needed = len(words_of(longest)) + 2
+        if needed > settings.max_tokens:
+            raise RecipeError(
+                f"text_encoder.max_tokens: found {settings.max_tokens}, expected at least {needed} "
+                f"for the caption {longest!r}"
+            )
+        if isinstance(data, MovingShapesData):
+            vocabulary = caption_words()
+        else:
+            vocabulary = tuple(sorted({word for text in captions for word in words_of(text)}))
+        self.config = CaptionEncoderConfig(
+            vocabulary, settings.width, settings.layers, settings.heads, settings.max_tokens
+        )
+        self.network: nn.Module = CaptionEncoder(self.config, operations=TrainingOperations)
+        self.width = settings.width
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Word numbers (B, N)."""
+        config = self.config
+        rows = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
+        return torch.tensor(rows, dtype=torch.int64).view(-1, config.max_tokens)
+
+
+class FrozenClip:
+    """CLIP's text encoder, as released text-to-video models use it: padded to its length, last hidden state."""
+
+    trained = False
+
+    def __init__(self, settings: ClipText) -> None:
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        folder = Path(settings.path)
+        if not folder.is_dir():
+            raise RecipeError(f"text_encoder.path: {folder} is no folder with a CLIP text model and its tokenizer")
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        model = CLIPTextModel.from_pretrained(folder, local_files_only=True)
+        self.network: nn.Module = LastHiddenState(model).eval().requires_grad_(False)
+        self.width: int = model.config.hidden_size
+        self.length: int = model.config.max_position_embeddings
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Token numbers (B, N), cut and padded to CLIP's length."""
+        if not captions:
+            return torch.zeros((0, self.length), dtype=torch.int64)
+        rows = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.length)["input_ids"]
+        return torch.tensor(rows)
+
+
+class LastHiddenState(nn.Module):
+    """A text model of which only the tokens' encodings are wanted."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, N) -> (B, N, D)."""
+        encoded: Tensor = self.model(input_ids=tokens).last_hidden_state
+        return encoded
+
+
+def open_text_encoder(settings: CaptionText | ClipText, data: Data, captions: list[str]) -> TextEncoder:
+    """The text encoder that a recipe names."""
+    return FrozenClip(settings) if isinstance(settings, ClipText) else TrainedCaptions(settings, data, captions)
