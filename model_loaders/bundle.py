@@ -81,6 +81,7 @@ def save_bundle(
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, partial, metadata=encode_metadata({"weft": description, **metadata}))
+        partial.chmod(0o644)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ class KeyMap:
     axes: tuple[tuple[str, int], ...] = ()
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename, squeeze and concatenate; works on meta tensors."""
+        """Rename, squeeze and concatenate; works on meta tensors. ValueError where two tensors get one name."""
         rules = [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
         axes = [(re.compile(pattern), count) for pattern, count in self.axes]
         parts: dict[str, dict[int, Tensor]] = {}
@@ -37,7 +37,10 @@ class KeyMap:
             for pattern, count in axes:
                 if pattern.search(name):
                     tensor = _with_axes(tensor, count)
-            parts.setdefault(name, {})[int(part or 0)] = tensor
+            pieces = parts.setdefault(name, {})
+            if int(part or 0) in pieces:
+                raise ValueError(f"two tensors are both {name}")
+            pieces[int(part or 0)] = tensor
         return {name: _joined([pieces[index] for index in sorted(pieces)]) for name, pieces in parts.items()}
 
 
@@ -61,7 +64,7 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     """Compare tensors with what a network (possibly on the meta device) needs.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape; up to three are named.
+        CheckpointError: a tensor is missing, unexpected, of another shape or not floating point; up to three are named.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     complaints = [f"{name} {expected[name]} is missing" for name in expected if name not in tensors]
@@ -69,6 +72,8 @@ def check_tensors(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     for name, tensor in tensors.items():
         if name in expected and tuple(tensor.shape) != expected[name]:
             complaints.append(f"{name} has shape {tuple(tensor.shape)}, expected {expected[name]}")
+        elif not tensor.is_floating_point():
+            complaints.append(f"{name} holds {tensor.dtype} values, expected floating point")
     if complaints:
         more = f", and {len(complaints) - 3} more" if len(complaints) > 3 else ""
         raise CheckpointError(

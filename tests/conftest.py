@@ -1,10 +1,14 @@
 """What the tests share: a ComfyUI, small random model files, a running server."""
 
+import copy
+import json
 import os
 import shutil
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -104,3 +108,114 @@ def server(root: Path, comfyui_folder: Path, server_base: Path) -> Iterator:
     comfyui = ComfyUI(comfyui_folder.resolve(), Path(sys.executable))
     with running(comfyui, server_base, root, log=server_base / "log") as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Client:
+    """Somebody who queues graphs on the test server and reads what became of them."""
+
+    server: object
+    base: Path
+
+    def poke(self, path: str, content: dict | None = None) -> None:
+        """Post to an address that answers nothing."""
+        from weft.tools.server import DIRECT
+
+        body = json.dumps(content or {}).encode()
+        DIRECT.open(urllib.request.Request(self.server.url + path, body), timeout=60).close()
+
+    def queue(self, graph: dict) -> dict:
+        """Post a graph; the answer has `prompt_id`, or `error` and `node_errors`."""
+        return self.server.post("/prompt", {"prompt": graph})
+
+    def wait(self, prompt: str, seconds: float = 300) -> dict:
+        """The history of a queued graph, once it has ended: `status` with its messages, and `outputs`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if entry := json.loads(self.server.get(f"/history/{prompt}")).get(prompt):
+                return entry
+            assert self.server.process.poll() is None, f"the server ended:\n{self.server.last_words()}"
+            time.sleep(0.1)
+        raise AssertionError(f"not done in {seconds} s:\n{self.server.last_words()}")
+
+    def run(self, graph: dict) -> dict:
+        """Queue a graph that must succeed; its outputs by node."""
+        answer = self.queue(graph)
+        assert answer.get("prompt_id") and not answer.get("node_errors"), answer
+        entry = self.wait(answer["prompt_id"])
+        assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+        return entry["outputs"]
+
+    def error(self, graph: dict) -> dict:
+        """Queue a graph that must fail while it runs; what ComfyUI says of it: node, exception, traceback."""
+        answer = self.queue(graph)
+        assert "prompt_id" in answer, answer
+        entry = self.wait(answer["prompt_id"])
+        assert entry["status"]["status_str"] == "error"
+        return next(data for kind, data in entry["status"]["messages"] if kind == "execution_error")
+
+    def video(self, outputs: dict) -> Path:
+        """The file of the first video among a run's outputs."""
+        from weft.tools.demo import saved_video
+
+        found = saved_video(outputs)
+        return self.base / "output" / found["subfolder"] / found["filename"]
+
+
+@pytest.fixture(scope="session")
+def client(server, server_base: Path) -> Client:
+    """Queue graphs by this."""
+    return Client(server, server_base)
+
+
+@pytest.fixture
+def graph() -> dict:
+    """Text to video with the small model, in API format: 16 frames of 64 x 64 in two steps; a copy for every test."""
+    return copy.deepcopy(TEXT_TO_VIDEO)
+
+
+TEXT_TO_VIDEO = {
+    "1": {
+        "class_type": "WeftLoadCheckpoint",
+        "inputs": {"checkpoint": "toy.safetensors", "weights": "training", "scaling": "auto", "dtype": "default"},
+        "_meta": {"title": "Load Checkpoint (Weft)"},
+    },
+    "2": {
+        "class_type": "CLIPTextEncode",
+        "inputs": {"text": "a red circle", "clip": ["1", 1]},
+        "_meta": {"title": "Prompt"},
+    },
+    "3": {
+        "class_type": "CLIPTextEncode",
+        "inputs": {"text": "", "clip": ["1", 1]},
+        "_meta": {"title": "Negative prompt"},
+    },
+    "4": {
+        "class_type": "WeftEmptyVideoLatent",
+        "inputs": {"model": ["1", 0], "width": 64, "height": 64, "frames": 16, "batch_size": 1},
+        "_meta": {"title": "Empty Video Latent (Weft)"},
+    },
+    "5": {
+        "class_type": "KSampler",
+        "inputs": {
+            **{"model": ["1", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0]},
+            **{"seed": 1, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0},
+        },
+        "_meta": {"title": "KSampler"},
+    },
+    "6": {
+        "class_type": "VAEDecode",
+        "inputs": {"samples": ["5", 0], "vae": ["1", 2]},
+        "_meta": {"title": "VAE Decode"},
+    },
+    "7": {
+        "class_type": "CreateVideo",
+        "inputs": {"images": ["6", 0], "fps": 8.0},
+        "_meta": {"title": "Create Video"},
+    },
+    "8": {
+        "class_type": "SaveVideo",
+        "inputs": {"video": ["7", 0], "filename_prefix": "video/toy", "format": "auto", "codec": "auto"},
+        "_meta": {"title": "Save Video"},
+    },
+}

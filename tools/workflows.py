@@ -38,15 +38,16 @@ SETTLE_MS = 1500  # after READY the page still opens its first, empty tab
 # Runs in the page. A node of an API graph has no place, so the frontend arranges them; notes stand in a column before.
 BUILD = """async ({api, name, notes, models}) => {
   await app.loadApiJson(api, name)
+  for (const node of app.graph.nodes) node.size[0] = Math.max(node.size[0], 80 + 8 * node.title.length)
   app.graph.arrange(60)
   const left = Math.min(...app.graph.nodes.map(node => node.pos[0]))
   let top = Math.min(...app.graph.nodes.map(node => node.pos[1]))
   for (const {title, text} of notes) {
-    const lines = text.split('\\n').reduce((sum, line) => sum + Math.ceil((line.length + 1) / 52), 0)
+    const lines = text.trim().split(/\\n\\s*\\n/).reduce((sum, part) => sum + 1 + Math.ceil(part.length / 78), 0)
     const note = LiteGraph.createNode('MarkdownNote')
     note.title = title
     note.widgets[0].value = text
-    note.size = [440, 70 + 24 * lines]
+    note.size = [440, 60 + 16 * lines]
     note.pos = [left - 520, top]
     top += note.size[1] + 60
     app.graph.add(note)

@@ -14,9 +14,9 @@ from .data.clips import open_clips, stack_videos, to_pixels
 from .data.crops import crop_to_foreground
 from .discriminator import PatchDiscriminator
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, kl_divergence, to_frames
-from .settings import Table
-from .task import Batch, Losses
 from .resampling import initialize_as_resampling
+from .settings import RecipeError, Table
+from .task import Batch, Losses
 
 
 class AutoencoderTask:
@@ -25,6 +25,8 @@ class AutoencoderTask:
     def __init__(self, recipe: AutoencoderRecipe, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
+        if recipe.crops.steps and recipe.crops.size > recipe.data.size:
+            raise RecipeError(f"crops.size: found {recipe.crops.size}, expected at most data.size = {recipe.data.size}")
         self.clips = open_clips(recipe.data, "train")
         self.clip_count = len(self.clips)
         self.autoencoder = VideoAutoencoder(recipe.network).to(device)

@@ -106,7 +106,7 @@ class AutoencoderRecipe:
     network: VideoAutoencoderConfig = setting(doc="the autoencoder")
     initialization: Literal["default", "resampling"] = setting(
         "default",
-        doc="resampling: start as a network that shrinks and enlarges the clip smoothly, which finds colours far sooner",
+        doc="resampling: start as a network that shrinks and enlarges the clip smoothly; it finds colours far sooner",
     )
     crops: Crops = section(Crops, doc="small windows at the beginning of the run")
     loss: AutoencoderLoss = section(AutoencoderLoss, doc="losses")

@@ -15,7 +15,8 @@ VGG_FILE = "vgg16-397923af.pth"
 
 
 class GradientLoss(nn.Module):
-    """Mean absolute difference of horizontal and vertical image gradients, averaged over scales halved each time.
+    """Mean absolute difference of horizontal and vertical image gradients, averaged over scales halved each time
+    (as many as leave two pixels).
 
     It stands where a perceptual network would and needs no weights: edges count at every scale, flat areas do not.
     """
@@ -27,12 +28,13 @@ class GradientLoss(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Frames (N, 3, H, W) twice -> (N, 1, 1, 1)."""
         difference, total = x - y, x.new_zeros(len(x))
-        for scale in range(self.scales):
+        scales = min(self.scales, min(x.shape[-2:]).bit_length() - 1)
+        for scale in range(scales):
             if scale:
                 difference = F.avg_pool2d(difference, 2)
             total = total + difference.diff(dim=-1).abs().mean(dim=(1, 2, 3))
             total = total + difference.diff(dim=-2).abs().mean(dim=(1, 2, 3))
-        return (total / self.scales).view(-1, 1, 1, 1)
+        return (total / scales).view(-1, 1, 1, 1)
 
 
 class PerceptualLoss(nn.Module):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..kernels.networks.video_autoencoder import ResidualBlock3d, VideoAutoencoder
+from ..kernels.networks.video_autoencoder import ResidualBlock3d, SameConv3d, SameConvTranspose3d, VideoAutoencoder
 
 NOISE = 0.1
 LOG_VARIANCE = -6.0
+DOWNSAMPLING_KERNEL = 4
 INTERPOLATION = (0.25, 0.75, 0.75, 0.25)
 
 
@@ -21,18 +22,19 @@ def initialize_as_resampling(network: VideoAutoencoder) -> None:
     """Set the weights in place: the first channels carry the picture through strided averages and interpolation, all
     others start with a tenth of torch's usual weights. The posterior starts narrow (log-variance -6)."""
     encoder, decoder = network.encoder, network.decoder
-    for stage in encoder.stages:
-        _average(stage.down.conv)
-    for stage in decoder.stages:
-        _interpolate(stage.up.conv)
-    for convolution in (encoder.conv_in.conv, decoder.conv_out.conv):
-        _copy(convolution, min(convolution.weight.shape[:2]))
     for module in network.modules():
         if isinstance(module, ResidualBlock3d):
             module.conv2.conv.weight.mul_(NOISE)
-    channels = network.config.embed_dim
+        elif isinstance(module, SameConvTranspose3d):
+            _interpolate(module.conv)
+        elif isinstance(module, SameConv3d) and module.kernel == DOWNSAMPLING_KERNEL:
+            _average(module.conv)
+    for convolution in (encoder.conv_in.conv, decoder.conv_out.conv):
+        _copy(convolution, min(convolution.weight.shape[:2]))
+    channels, bias = network.config.embed_dim, network.quant_conv.bias
+    assert bias is not None
     network.quant_conv.weight[channels:].mul_(NOISE)
-    network.quant_conv.bias[channels:] = LOG_VARIANCE
+    bias[channels:] = LOG_VARIANCE
 
 
 def _copy(convolution: nn.Conv3d, channels: int) -> None:

@@ -1,7 +1,7 @@
 """Attention along time for every pixel, on the memory order of a channels-last video.
 
 Shapes: B videos, T frames, P pixels, H heads of width D. Positions enter as learned tables of vectors per pair of
-frames. Heads stay an axis of their own: folded into the batch they overrun launch grids at large sizes.
+frames. Sequences are so short that products of matrices per pixel and head beat every attention kernel.
 """
 
 import torch
@@ -32,17 +32,24 @@ def temporal_attention(
     Returns:
         (B, T, P, H*D).
     """
-    q, k, v = (part.unflatten(-1, (heads, -1)) for part in (query, key, value))
-    width = q.shape[-1]
-    logits = torch.einsum("btphd,bsphd->bphts", q * width**-0.5, k)
-    if key_positions is not None:
-        # One product per frame of the query, for all pixels and heads at once.
-        pairs = key_positions.transpose(0, 1) if transposed else key_positions
-        scale = width**-0.25 if transposed else width**-0.5
-        order = "btphd,tsd->bphst" if transposed else "btphd,tsd->bphts"
-        logits = logits + torch.einsum(order, q * scale, pairs)
+    videos, frames, pixels, channels = query.shape
+    width = channels // heads
+    query = query * width**-0.5
+    q, k, v = (_sequences(part, heads) for part in (query, key, value))
+    logits = torch.bmm(q, k.transpose(1, 2))
+    if key_positions is not None and transposed:
+        pairs = key_positions.permute(1, 2, 0) * width**0.25
+        logits += torch.bmm(q.transpose(0, 1), pairs).permute(1, 2, 0)
+    elif key_positions is not None:
+        # One product per frame of the query, for all pixels and heads at once; here and below without a copy.
+        logits.transpose(0, 1).baddbmm_(q.transpose(0, 1), key_positions.transpose(1, 2))
     weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
-    out = torch.einsum("bphts,bsphd->btphd", weights, v)
+    out = torch.bmm(weights, v)
     if value_positions is not None:
-        out = out + torch.einsum("bphts,tsd->btphd", weights, value_positions)
-    return out.flatten(-2)
+        out.transpose(0, 1).baddbmm_(weights.transpose(0, 1), value_positions)
+    return out.view(videos, pixels, heads, frames, width).permute(0, 3, 1, 2, 4).flatten(-2)
+
+
+def _sequences(x: Tensor, heads: int) -> Tensor:
+    """(B, T, P, H*D) -> (B*P*H, T, D)."""
+    return x.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4).flatten(0, 2)

@@ -52,8 +52,9 @@ def comfy(
     from comfy.cli_args import args
 
     args.cpu, args.base_directory = True, str(base)
-    import nodes
     import server
+
+    import nodes
 
     pack = base / "custom_nodes" / PACK
 

@@ -56,16 +56,16 @@ def test_preview_is_a_contact_sheet_of_all_frames(comfy, toy, monkeypatch, frame
 
 
 def test_preview_during_sampling(comfy, toy, sample, monkeypatch):
-    import comfy.utils
     import latent_preview
+    from comfy.utils import set_progress_bar_global_hook
 
     monkeypatch.setattr(latent_preview.args, "preview_method", latent_preview.LatentPreviewMethod.Latent2RGB)
     seen = []
-    comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **_: seen.append(preview))
+    set_progress_bar_global_hook(lambda value, total, preview, **_: seen.append(preview))
     try:
         sample(steps=2)
     finally:
-        comfy.utils.set_progress_bar_global_hook(None)
+        set_progress_bar_global_hook(None)
     assert [preview[1].size for preview in seen if preview] == [(16, 16)] * 2
 
 
@@ -140,13 +140,13 @@ def pixel_space(comfy):
 @pytest.fixture
 def image_vae(comfy):
     """A small image VAE with random weights, by ComfyUI's own detection."""
-    import comfy.sd
+    from comfy.sd import VAE
     from comfy.taesd.taesd import TAESD
 
     torch.manual_seed(0)
     weights = {name: torch.randn(tensor.shape) for name, tensor in TAESD(latent_channels=4).state_dict().items()}
     weights = {name: tensor * max(1, tensor[0].numel()) ** -0.5 for name, tensor in weights.items() if tensor.ndim}
-    vae = comfy.sd.VAE(sd=weights)
+    vae = VAE(sd=weights)
     assert vae.latent_dim == 2
     return vae
 

@@ -4,6 +4,7 @@ The references below are written out of the formulas on the variance-preserving 
 of the kernels directly; ComfyUI works on the scale x = x_0 + sigma * noise.
 """
 
+import pytest
 import torch
 
 from weft.kernels.sampling.schedules import NoiseSchedule
@@ -160,14 +161,10 @@ def test_ddim_from_a_given_video(comfy, toy, toy_models):
 
 def test_steps_without_a_released_grid_are_refused(comfy, toy):
     """27 steps would begin at timestep 1000."""
-    import pytest
-
     with pytest.raises(ValueError, match="27 steps starts at timestep 1000, past the last one .*choose another"):
         comfy.run("WeftReleaseSampler", model=toy.model, kind="ddim", steps=27)
 
 
 def test_models_of_others_are_refused(comfy):
-    import pytest
-
     with pytest.raises(ValueError, match="expected a model loaded by one of this pack's loaders"):
         comfy.run("WeftReleaseSampler", model=object())

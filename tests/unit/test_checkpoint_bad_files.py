@@ -49,7 +49,7 @@ def save(tensors):
         (b"<!DOCTYPE html><html><body>403</body></html>", "a text or web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a text or web page"),
         (b'{"error": "not found"}', "a text or web page"),
-        (bytes(range(128, 160)), "of an unknown kind"),
+        (bytes(range(160, 192)), "of an unknown kind"),
         (b"", "empty"),
     ],
 )
@@ -151,6 +151,7 @@ class TestCode:
         text = refused("model.ckpt", lambda path: torch.save(content, path))
         assert "holds code (" in text and "was not opened" in text and ".safetensors" in text
 
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
     @pytest.mark.parametrize("protocol", [2, 4])
     def test_in_a_plain_pickle(self, refused, mark, protocol):
         content = pickle.dumps(Command(os.system, f"touch {mark}"), protocol=protocol)
@@ -218,9 +219,9 @@ class TestTensorsThatDoNotFit:
         assert "(2,) is unexpected" in text and name.rsplit(".", 1)[-1] in text
 
     def test_two_names_of_one_tensor(self, refused, tensors):
-        twin = {self.UNET + "output_blocks.1.2.conv.weight": torch.zeros(64, 64, 1, 3, 3)}
+        twin = {self.UNET + "output_blocks.1.1.conv.weight": torch.zeros(64, 64, 1, 3, 3)}
         text = refused("sky.safetensors", save({**tensors, **twin}))
-        assert "skeleton.up.1.upsample.conv.weight" in text
+        assert "two tensors are both skeleton.up.1.upsample.conv.weight" in text
 
     @pytest.mark.parametrize(
         ("name", "shape", "message"),
@@ -242,6 +243,11 @@ class TestTensorsThatDoNotFit:
     )
     def test_misshapen(self, refused, tensors, name, shape, message):
         assert message in refused("sky.safetensors", save({**tensors, name: torch.zeros(shape)}))
+
+    def test_not_floating_point(self, refused, tensors):
+        quantised = {self.UNET + "out.2.weight": torch.ones(4, 32, 1, 3, 3, dtype=torch.int8)}
+        text = refused("sky.safetensors", save({**tensors, **quantised}))
+        assert "conv_out.weight holds torch.int8 values, expected floating point" in text
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     @pytest.mark.parametrize("name", [UNET + "out.2.weight", VAE + "decoder.conv_out.conv.bias"])

@@ -26,8 +26,16 @@ CPU = torch.device("cpu")
 TIMES = {"clips_per_second", "seconds"}
 SMALL = ["data.size=16", "data.frames=4", "data.count=40", "run.batch_size=4", "run.precision=float32"]
 SMALL += ["run.validation_clips=2", "optimization.warmup_steps=2", "run.log_every=2", "run.checkpoint_every=100"]
-CHANNELS = ["network.z_channels=4", "network.embed_dim=4"]
-AUTOENCODER = [*SMALL, "network.n_hiddens=4", "network.downsample=[2, 4, 4]", *CHANNELS, "loss.discriminator_start=2"]
+CHANNELS = ["network.z_channels=4", "network.embed_dim=4", "crops.size=8", "crops.steps=1"]
+AUTOENCODER = [
+    *SMALL,
+    "network.n_hiddens=4",
+    "network.downsample=[2, 4, 4]",
+    *CHANNELS,
+    "crops.size=8",
+    "crops.steps=1",
+    "loss.discriminator_start=2",
+]
 AUTOENCODER += ["loss.discriminator_channels=[4, 8]", "run.accumulation=2"]
 TEXT_TO_VIDEO = [
     *SMALL,

@@ -16,12 +16,14 @@ from weft.training.data.video_files import read_video, write_video
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 SMALL = ["data.size=16", "data.frames=4", "data.count=20", "run.batch_size=2", "run.precision=float32", "run.steps=2"]
 SMALL += ["run.validation_clips=2"]
-CHANNELS = ["network.z_channels=4", "network.embed_dim=4"]
+CHANNELS = ["network.z_channels=4", "network.embed_dim=4", "crops.size=8", "crops.steps=1"]
 AUTOENCODER = [
     *SMALL,
     "network.n_hiddens=4",
     "network.downsample=[2, 4, 4]",
     *CHANNELS,
+    "crops.size=8",
+    "crops.steps=1",
     "loss.discriminator_channels=[4, 8]",
 ]
 TEXT_TO_VIDEO = [

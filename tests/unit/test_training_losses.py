@@ -20,9 +20,10 @@ def test_adaptive_weight_is_the_ratio_of_gradients():
     weight = torch.randn(3, 2, requires_grad=True)
     x, direction = torch.randn(2), torch.randn(3)
     y = weight @ x
+    length = y.detach().norm()
     # d/dW sum(y^2) = 2 y x^T and d/dW (direction . y) = direction x^T.
     found = adaptive_weight(y.square().sum(), direction @ y, weight)
-    expected = (2 * y.norm() * x.norm()) / (direction.norm() * x.norm() + 1e-4)
+    expected = (2 * length * x.norm()) / (direction.norm() * x.norm() + 1e-4)
     assert not found.requires_grad
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
     assert float(adaptive_weight(y.square().sum() * 1e9, (direction @ y) * 1e-9, weight)) == 1e4
@@ -78,3 +79,10 @@ def test_discriminator_has_the_released_layers():
     assert network(frames).shape == (2, 1, 6, 6)
     first = F.leaky_relu(F.conv2d(frames, network.layers[0].weight, network.layers[0].bias, stride=2, padding=1), 0.2)
     torch.testing.assert_close(network.layers[:2](frames), first)
+
+
+def test_gradient_loss_of_small_frames_uses_fewer_scales():
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 1, 3, 8, 8)
+    assert torch.equal(GradientLoss(scales=4)(x, y), GradientLoss(scales=3)(x, y))
+    assert torch.isfinite(GradientLoss(scales=4)(x, y)).all()
