@@ -15,8 +15,10 @@ from .memory import LiveTensors, peak_bytes
 OURS = "ours"
 # Largest difference of the outputs, in standard deviations of the peer's.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
-# Calls before the clock runs; the call that is counted has warmed up the CPU already.
+# Rounds before the clock counts; the CPU is warm from the call that was counted.
 _WARM_UP = {"cpu": 0, "cuda": 5}
+
+Call = Callable[..., Tensor]
 
 
 class OutputsDifferError(RuntimeError):
@@ -29,27 +31,42 @@ class Measurement:
 
     Attributes:
         contender: "ours" or the peer's label.
-        error: largest difference from the first peer's output, in standard deviations.
-        peak_bytes: most memory during a call, without weights and inputs.
-        peak_values: the same as values per position of the larger of input and output and base channel.
+        error: largest difference from the main peer's output, in standard deviations.
         flops: floating point operations of the layers, two per multiplication.
         operations: operations that are not views.
+        peak_bytes: most memory during a call, without weights and inputs.
+        peak_values: the same in values per position of the larger of input and output, and channel of the base width.
         seconds: wall time of each call; cpu_seconds: processor time of all threads.
     """
 
     contender: str
-    error: float = 0.0
-    peak_bytes: int = 0
-    peak_values: float = 0.0
-    flops: int = 0
-    operations: int = 0
+    error: float
+    flops: int
+    operations: int
+    peak_bytes: int
+    peak_values: float
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """Median wall time of a call in seconds."""
+        """Median wall time of a call."""
         return statistics.median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        """Median processor time of a call."""
+        return statistics.median(self.cpu_seconds)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Result and cost of the first call."""
+
+    output: Tensor
+    flops: int
+    operations: int
+    peak_bytes: int
 
 
 @torch.no_grad()
@@ -65,59 +82,52 @@ def measure(
     """Measure ours and all peers of a case on the same weights and inputs; ours comes first, then the main peer.
 
     Raises:
-        OutputsDifferError: an output differs from the first peer's by more than rounding.
+        OutputsDifferError: an output differs from the main peer's by more than rounding.
     """
     device = torch.device(device)
     calls = contenders(case, size, device, dtype)
     inputs = tuple(part.to(device, dtype) for part in case.inputs(size, batch))
-    results, outputs = {}, {}
-    for name, call in calls.items():
-        results[name], outputs[name] = _count(name, call, inputs)
-    reference = next(outputs[name] for name in outputs if name != OURS)
+    counted = {name: _count(call, inputs, device) for name, call in calls.items()}
+    reference = counted[next(iter(case.peers))].output
     positions = max(inputs[0][:, 0].numel(), reference[:, 0].numel())
-    for name, output in outputs.items():
-        results[name].error = relative_error(output, reference)
-        if not results[name].error <= TOLERANCE[dtype]:
+    per_value = dtype.itemsize * positions * case.width(size)
+    results = []
+    for name, cost in counted.items():
+        error = relative_error(cost.output, reference)
+        if not error <= TOLERANCE[dtype]:
             raise OutputsDifferError(
-                f"{case.name}, {size}: the output of `{name}` differs from the peer's by {results[name].error:.1e} of its "
-                f"standard deviation, at most {TOLERANCE[dtype]:.0e} can be rounding in {dtype}: nothing is reported."
+                f"{case.name}, {size}: the output of `{name}` differs from the peer's by {error:.1e} of its standard "
+                f"deviation, expected at most {TOLERANCE[dtype]:.0e} in {dtype}: nothing is reported."
             )
-    del outputs, output, reference
-    for name, call in calls.items():
-        if device.type == "cuda":
-            results[name].peak_bytes = peak_bytes(lambda call=call: call(*inputs), device)
-        results[name].peak_values = results[name].peak_bytes / dtype.itemsize / (positions * case.width(size))
-    _time(calls, inputs, results, repeat, device)
-    return list(results.values())
+        values = cost.peak_bytes / per_value
+        results.append(Measurement(name, error, cost.flops, cost.operations, cost.peak_bytes, values))
+    del counted, cost, reference
+    _time(list(calls.values()), inputs, results, repeat)
+    return results
 
 
-def contenders(case: Case, size: str, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., Tensor]]:
-    """The methods to call by name, all on the same random weights."""
-    networks: dict[str, nn.Module] = {}
-    tensors: Mapping[str, Tensor] = {}
-    for label, build in case.peers.items():
-        with torch.device("meta"):
-            peer = build(size)
-        if not tensors:
-            tensors = random_weights(peer, device, dtype)
-            with torch.device("meta"):
-                networks[OURS] = case.ours(size)
-            networks[OURS].load_state_dict(case.keys(tensors), assign=True)
-        peer.load_state_dict(tensors, assign=True)
-        networks[label] = peer
+def contenders(case: Case, size: str, device: torch.device, dtype: torch.dtype) -> dict[str, Call]:
+    """The methods to call, ours first, all on the same random weights."""
+    with torch.device("meta"):
+        networks = {OURS: case.ours(size), **{label: build(size) for label, build in case.peers.items()}}
+    tensors = random_weights(networks[next(iter(case.peers))], device, dtype)
+    for name, network in networks.items():
+        network.load_state_dict(case.keys(tensors) if name == OURS else tensors, assign=True)
     return {name: getattr(network.eval(), case.method) for name, network in networks.items()}
 
 
 def random_weights(network: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Weights that keep the scale of activations and let no layer vanish; norms scale by about one."""
+    """Weights for all tensors of a network that keep the scale of activations and leave no layer without effect."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, tensor in network.state_dict().items():
         values = torch.randn(tensor.shape, generator=generator)
-        if tensor.ndim == 1:
-            values = 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
-        else:
+        if tensor.ndim > 1:
             values /= tensor[0].numel() ** 0.5
+        elif name.endswith("weight"):
+            values = 1 + 0.1 * values
+        else:
+            values *= 0.1
         tensors[name] = values.to(device, dtype)
     return tensors
 
@@ -127,39 +137,39 @@ def relative_error(output: Tensor, reference: Tensor) -> float:
     return ((output.float() - reference.float()).abs().max() / reference.float().std()).item()
 
 
+def count(call: Callable[[], Tensor]) -> tuple[Tensor, int, LiveTensors]:
+    """Result of a call, its floating point operations, and its operations and live tensors."""
+    with FlopCounterMode(display=False, custom_mapping=_CPU_FLOPS) as flops, LiveTensors() as tracker:
+        output = call()
+    return output, flops.get_total_flops(), tracker
+
+
+def _count(call: Call, inputs: tuple[Tensor, ...], device: torch.device) -> _Counted:
+    output, flops, tracker = count(lambda: call(*inputs))
+    peak = peak_bytes(lambda: call(*inputs), device) if device.type == "cuda" else tracker.peak
+    return _Counted(output, flops, tracker.operations, peak)
+
+
 def _attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: object, **__: object) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-# Torch counts its fused attention on GPUs only.
+# Torch knows the work of its fused attention on GPUs only.
 _CPU_FLOPS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
 
 
-def _count(name: str, call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> tuple[Measurement, Tensor]:
-    with FlopCounterMode(display=False, custom_mapping=_CPU_FLOPS) as flops, LiveTensors() as tracker:
-        output = call(*inputs)
-    counted = Measurement(
-        name, peak_bytes=tracker.peak, flops=flops.get_total_flops(), operations=tracker.operations
-    )
-    return counted, output
-
-
-def _time(
-    calls: Mapping[str, Callable[..., Tensor]],
-    inputs: tuple[Tensor, ...],
-    results: Mapping[str, Measurement],
-    repeat: int,
-    device: torch.device,
-) -> None:
-    for round_number in range(_WARM_UP.get(device.type, 1) + repeat):
-        for name, call in calls.items():
+def _time(calls: list[Call], inputs: tuple[Tensor, ...], results: list[Measurement], repeat: int) -> None:
+    device = inputs[0].device
+    warm_up = _WARM_UP[device.type]
+    for index in range(warm_up + repeat):
+        for call, result in zip(calls, results, strict=True):
             wall, processor = _seconds(call, inputs, device)
-            if round_number >= _WARM_UP.get(device.type, 1):
-                results[name].seconds.append(wall)
-                results[name].cpu_seconds.append(processor)
+            if index >= warm_up:
+                result.seconds.append(wall)
+                result.cpu_seconds.append(processor)
 
 
-def _seconds(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], device: torch.device) -> tuple[float, float]:
+def _seconds(call: Call, inputs: tuple[Tensor, ...], device: torch.device) -> tuple[float, float]:
     _synchronize(device)
     wall, processor = time.perf_counter(), time.process_time()
     call(*inputs)

@@ -6,7 +6,7 @@ Every module of this package that defines `FAMILY` is asked in turn; a new syste
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -117,6 +117,10 @@ class Checkpoint:
             wanted = role.replace("_", " ")
             raise CheckpointError(f"{self.name} has no {wanted}, it has: {found}. Load it from its own file.")
         return self.components[role]
+
+    def without_weights(self) -> "Checkpoint":
+        """The same description, keeping no tensor alive."""
+        return replace(self, components={role: replace(part, tensors={}) for role, part in self.components.items()})
 
 
 @dataclass(frozen=True)

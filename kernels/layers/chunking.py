@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_BUDGET_BYTES = {"cpu": 4 << 20, "cuda": 96 << 20}
+_BUDGET_BYTES = {"cpu": 6 << 20, "cuda": 96 << 20}
 
 
 def chunk_size(count: int, width: int, like: Tensor) -> int:

@@ -175,7 +175,7 @@ class VideoModelConfig(supported_models_base.BASE):
             raise CheckpointError(f"{checkpoint.name}: its denoiser is one of ComfyUI's, use the core loader.")
         self.latent_format = lambda: VideoLatentFormat(checkpoint.latent)
         super().__init__({"config": component.config})
-        self.checkpoint, self.network = checkpoint, component.network
+        self.checkpoint, self.network = checkpoint.without_weights(), component.network
         schedule = checkpoint.schedule
         self.sampling_settings = {
             "beta_schedule": "linear",

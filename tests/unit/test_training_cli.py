@@ -12,6 +12,7 @@ from weft.training import checkpoints
 from weft.training.cli import main
 from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
 from weft.training.data.video_files import read_video, write_video
+from weft.training.sample import Sampler
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 SMALL = ["data.size=16", "data.frames=4", "data.count=20", "run.batch_size=2", "run.precision=float32", "run.steps=2"]
@@ -173,6 +174,35 @@ def test_samples_depend_on_seed_and_caption(runs, tmp_path):
     assert (videos["a"] == videos["b"]).all() and (videos["a"] != videos["c"]).any()
     lines = [json.loads(line) for line in (tmp_path / "a" / "captions.jsonl").read_text().splitlines()]
     assert lines[1] == {"file": "00001.mp4", "caption": "a blue square"}
+
+
+def test_sampling_follows_the_exact_denoiser_of_two_points(runs):
+    """With one point as the captioned data and another as all data, guidance g leads to z1 + g (z0 - z1)."""
+    sampler = Sampler(runs / "t2v", torch.device("cpu"))
+    torch.manual_seed(0)
+    captioned, uncaptioned = torch.randn(2, 4, 2, 4, 4)
+    alphas = sampler.schedule.alphas_cumprod().float()
+
+    class Exact(torch.nn.Module):
+        def forward(self, x, times, context):
+            clean = torch.stack([captioned, uncaptioned])
+            alpha = alphas[times].view(-1, 1, 1, 1, 1)
+            return (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+
+    sampler.unet = Exact()
+    found = sampler(["a red circle"], steps=20, guidance=3.0, seed=4)
+
+    noise = torch.randn((1, 4, 2, 4, 4), generator=torch.Generator().manual_seed(4))
+    target = uncaptioned + 3.0 * (captioned - uncaptioned)
+    start, end = alphas[951], alphas[0]
+    eps = (noise - start.sqrt() * target) / (1 - start).sqrt()
+    latents = (end.sqrt() * target + (1 - end).sqrt() * eps) / sampler.scale - sampler.shift
+    with torch.no_grad():
+        expected = ((sampler.autoencoder.decode(latents).clamp(-1, 1) + 1) * 127.5).movedim(1, -1)
+    assert found.shape == (1, 4, 16, 16, 3)
+    assert float(expected.std()) > 5
+    # Rounding to 8 bit, and float32 over 20 steps.
+    assert float((found - expected).abs().max()) < 1.0
 
 
 @pytest.mark.parametrize(
