@@ -27,7 +27,7 @@ def _weights_input() -> io.Combo.Input:
         options=["training", "averaged"],
         default="training",
         tooltip="Which copy of the weights to take from a training checkpoint. LVDM's scripts use 'training' for short "
-        "videos and 'averaged' (EMA) for long ones. Files with one copy ignore this.",
+        "videos and 'averaged' (EMA) for long ones. A file that has no averaged copy says so.",
     )
 
 

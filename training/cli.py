@@ -78,6 +78,11 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     dataset.add_argument("--held-out", action="store_true", help="captions that training never sees")
     dataset.set_defaults(command=_make_dataset)
 
+    captions = commands.add_parser("captions", help="print captions that training never sees, one per line")
+    captions.add_argument("--count", type=_count, default=256, metavar="N", help="default: %(default)s")
+    captions.add_argument("--seed", type=int, default=0)
+    captions.set_defaults(command=_captions)
+
     score = commands.add_parser("score", help="compare a video with its caption; exit code 1 when they differ")
     score.add_argument("video", type=Path)
     score.add_argument("--caption", required=True)
@@ -162,6 +167,11 @@ def _make_dataset(options: argparse.Namespace) -> int:
     config = MovingShapesConfig(count=options.count, seed=options.seed)
     write_dataset(options.folder, options.count, config, split)
     print(f"{options.count} clips and captions.jsonl in {options.folder}")
+    return 0
+
+
+def _captions(options: argparse.Namespace) -> int:
+    print("\n".join(held_out_captions(options.count, options.seed)))
     return 0
 
 

@@ -52,6 +52,7 @@ def comfy(
     from comfy.cli_args import args
 
     args.cpu, args.base_directory = True, str(base)
+    importlib.import_module("utils.extra_config")  # first, as in main.py: `nodes` puts another `utils` on the path
     import server
 
     import nodes

@@ -151,6 +151,11 @@ def image_vae(comfy):
     return vae
 
 
+def test_video_vae_has_everything_that_comfyuis_own_sets(toy, image_vae):
+    """Its constructor is not called, so a newer ComfyUI may come to expect more."""
+    assert not vars(image_vae).keys() - vars(toy.vae).keys()
+
+
 def test_pixel_space_round_trip_is_exact(comfy, pixel_space, clip):
     vae = comfy.run("WeftFramewiseVAE", vae=pixel_space)[0]
     latent = comfy.run("VAEEncode", pixels=clip, vae=vae)[0]

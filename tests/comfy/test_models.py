@@ -104,6 +104,21 @@ def test_weights_in_low_precision_are_cast_before_every_use(comfy, toy):
     assert torch.equal(*outputs)
 
 
+def test_layers_without_weights_until_they_are_loaded(comfy, sample, monkeypatch):
+    """With dynamic video memory ComfyUI's layers have no weights when they are made."""
+    from comfy import memory_management
+
+    before = sample()
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_management, "aimdo_enabled", True)
+        # Weights then keep the dtype of the file, fp16, and are cast at every use.
+        model, clip, vae = comfy.run("WeftLoadCheckpoint", checkpoint="toy.safetensors", dtype="fp16")
+    texts = [comfy.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("a red circle", "")]
+    latent = sample(model, positive=texts[0], negative=texts[1])
+    assert torch.equal(latent, before)
+    assert comfy.run("VAEDecode", samples={"samples": latent}, vae=vae)[0].isfinite().all()
+
+
 # Files
 
 

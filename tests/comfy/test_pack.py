@@ -17,7 +17,7 @@ import asyncio, json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 from comfy.cli_args import args
 args.cpu, args.base_directory = True, sys.argv[2]
-import nodes, server
+import utils.extra_config, nodes, server
 async def load():
     server.PromptServer(asyncio.get_running_loop())
     before, start = set(sys.modules), time.perf_counter()

@@ -27,6 +27,8 @@ OURS = {
     "training": {"kernels", "model_loaders"},
     "benchmarks": {"kernels", "model_loaders"},
     "tools": set(),
+    # Makes the workflow files; nothing that dev.py needs before its set-up imports it.
+    "tools.workflows": {"tools"},
 }
 IMPORTED_AS = {"opencv-python-headless": "cv2", "pillow": "PIL"}
 REQUIRED = re.findall(r"^[\w-]+", (ROOT / "training" / "requirements.txt").read_text(), re.MULTILINE)
@@ -39,6 +41,7 @@ PACKAGES = {
     "training": TRAINER,
     "benchmarks": TRAINER,
     "tools": set(),
+    "tools.workflows": {"av", "playwright"},
 }
 
 
@@ -58,7 +61,8 @@ class Module:
 
 def room_of(name: str) -> str:
     """The room of a dotted module name."""
-    return "model_loaders.bridge" if name.startswith("model_loaders.bridge") else name.split(".")[0]
+    inner = ("model_loaders.bridge", "tools.workflows")
+    return next((room for room in inner if name.startswith(room)), name.split(".")[0])
 
 
 def modules() -> Iterator[Module]:

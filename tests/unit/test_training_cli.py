@@ -10,6 +10,7 @@ import torch
 from weft.model_loaders.checkpoint import read
 from weft.training import checkpoints
 from weft.training.cli import main
+from weft.training.data.captions import parse_caption, split_of
 from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
 from weft.training.data.video_files import read_video, write_video
 from weft.training.sample import Sampler
@@ -248,3 +249,10 @@ def test_settings_are_listed(capsys):
     assert main(["settings", "text_to_video"]) == 0
     text = capsys.readouterr().out
     assert "caption_dropout = 0.1" in text and "share of captions replaced by the empty one" in text
+
+
+def test_captions_are_distinct_and_held_out(capsys):
+    assert main(["captions", "--count", "50", "--seed", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(set(lines)) == 50
+    assert {split_of(parse_caption(line)) for line in lines} == {"held_out"}
