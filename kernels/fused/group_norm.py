@@ -11,6 +11,8 @@ from torch import Tensor
 
 # Below this many elements torch's kernel is as exact and costs fewer calls.
 _SMALL = 1 << 20
+# Values of a float32 copy that is made for statistics of half-precision tensors.
+_COPY_VALUES = 1 << 24
 
 
 def group_norm(
@@ -30,7 +32,8 @@ def group_norm(
     x (B*frames, C, H, W); weight, bias (C,); scale, shift (B, C) or None -> (B*frames, C, H, W), channels-last.
     """
     exact = x.numel() < _SMALL and x.device.type == "cpu"
-    if exact or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+    given = [part for part in (x, weight, bias, scale, shift) if part is not None]
+    if exact or (torch.is_grad_enabled() and any(part.requires_grad for part in given)):
         return group_norm_plain(
             x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activate=activate
         )
@@ -41,8 +44,8 @@ def group_norm(
     offset = bias.float() - _per_channel(mean, channels) * factor
     if scale is not None and shift is not None:
         factor, offset = factor * (1 + scale.float()), offset * (1 + scale.float()) + shift.float()
-    factor, offset = (part.to(x.dtype)[:, None, None] for part in (factor, offset))
-    out = torch.addcmul(offset, pixels, factor)
+    # Computed in float32 whatever x is, rounded once.
+    out = torch.addcmul(offset[:, None, None], pixels, factor[:, None, None], out=torch.empty_like(pixels))
     if activate:
         F.silu(out, inplace=True)
     return out.view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
@@ -80,8 +83,12 @@ def _statistics(pixels: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         variance = square.unflatten(-1, (groups, -1)).mean(-1)
         return mean, variance
     # Split reduction: statistics per frame keep many thread blocks busy, then the frames are merged.
-    per_frame = pixels.unflatten(-1, (groups, -1)).float()
-    variances, means = torch.var_mean(per_frame, dim=(2, 4), correction=0)
+    count = max(1, pixels.shape[1] * _COPY_VALUES // pixels.numel())
+    moments = [
+        torch.var_mean(part.unflatten(-1, (groups, -1)).float(), dim=(2, 4), correction=0)
+        for part in pixels.split(count, 1)
+    ]
+    variances, means = (torch.cat(part, 1) for part in zip(*moments, strict=True))
     mean = means.mean(1)
     return mean, variances.mean(1) + (means - mean[:, None]).square().mean(1)
 

@@ -34,15 +34,16 @@ def temporal_attention(
     """
     videos, frames, pixels, channels = query.shape
     width = channels // heads
-    query = query * width**-0.5
+    scale = width**-0.5
     q, k, v = (_sequences(part, heads) for part in (query, key, value))
-    logits = torch.bmm(q, k.transpose(1, 2))
+    empty = q.new_empty(q.shape[0], frames, frames)
+    logits = torch.baddbmm(empty, q, k.transpose(1, 2), beta=0, alpha=scale)
     if key_positions is not None and transposed:
-        pairs = key_positions.permute(1, 2, 0) * width**0.25
+        pairs = key_positions.permute(1, 2, 0) * width**-0.25
         logits += torch.bmm(q.transpose(0, 1), pairs).permute(1, 2, 0)
     elif key_positions is not None:
         # One product per frame of the query, for all pixels and heads at once; here and below without a copy.
-        logits.transpose(0, 1).baddbmm_(q.transpose(0, 1), key_positions.transpose(1, 2))
+        logits.transpose(0, 1).baddbmm_(q.transpose(0, 1), key_positions.transpose(1, 2), alpha=scale)
     weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
     out = torch.bmm(weights, v)
     if value_positions is not None:
