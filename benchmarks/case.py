@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 SIZES = ("tiny", "quarter", "official")
 
+Build = Callable[[str], nn.Module]
+Inputs = Callable[[str, int], tuple[Tensor, ...]]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -24,10 +27,10 @@ class Case:
     """
 
     name: str
-    ours: Callable[[str], nn.Module]
-    peers: Mapping[str, Callable[[str], nn.Module]]
+    ours: Build
+    peers: Mapping[str, Build]
     keys: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
-    inputs: Callable[[str, int], tuple[Tensor, ...]]
+    inputs: Inputs
     width: Callable[[str], int]
     method: str = "forward"
     note: str = ""

@@ -1,9 +1,9 @@
 """LVDM: both denoisers, encoding and decoding by the 3D autoencoder."""
 
-from functools import partial
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..kernels.networks.lvdm import (
     LatentVideoUNet,
@@ -13,7 +13,7 @@ from ..kernels.networks.lvdm import (
 )
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..model_loaders.lvdm import AUTOENCODER_KEYS, UNET_KEYS
-from .case import Case
+from .case import Build, Case, Inputs
 from .peers.lvdm import UNet
 from .peers.lvdm_autoencoder import Autoencoder
 
@@ -64,11 +64,11 @@ def _pixels(size: str, batch: int) -> tuple[Tensor, ...]:
     return (torch.rand(batch, config.image_channels, *shape) * 2 - 1,)
 
 
-def _unet_peers(configs: dict[str, LatentVideoUNetConfig] | dict[str, TextToVideoUNetConfig]) -> dict[str, object]:
-    def build(size: str, fused: bool) -> nn.Module:
-        return UNet(configs[size], fused=fused)
-
-    return {"plain": partial(build, fused=True), "plain, softmax": partial(build, fused=False)}
+def _unet_peers(configs: Mapping[str, LatentVideoUNetConfig | TextToVideoUNetConfig]) -> dict[str, Build]:
+    return {
+        "plain": lambda size: UNet(configs[size]),
+        "plain, softmax": lambda size: UNet(configs[size], fused=False),
+    }
 
 
 _UNET_NOTE = (
@@ -78,7 +78,7 @@ _UNET_NOTE = (
 _AUTOENCODER_NOTE = "plain: torch.nn layers as the released model"
 
 
-def _autoencoder(method: str, inputs: object) -> Case:
+def _autoencoder(method: str, inputs: Inputs) -> Case:
     return Case(
         name=f"lvdm-ae-{method}",
         ours=lambda size: VideoAutoencoder(AUTOENCODER[size]),

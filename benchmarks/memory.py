@@ -17,7 +17,7 @@ class LiveTensors(TorchDispatchMode):
     Attributes:
         live: bytes now.
         peak: most bytes so far.
-        operations: operations that were not views.
+        operations: operations that made or changed a tensor; views are free.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class LiveTensors(TorchDispatchMode):
     ) -> object:
         """Run an operation and note the storages that it made."""
         kwargs = kwargs or {}
-        given = {storage._cdata for storage in _storages((args, kwargs))}
+        known = self._known.union(storage._cdata for storage in _storages((args, kwargs)))
         result = func(*args, **kwargs)
-        self.operations += not func.is_view
-        for storage in _storages(result):
-            if storage._cdata not in given | self._known:
-                self._add(storage)
+        made = {storage._cdata: storage for storage in _storages(result) if storage._cdata not in known}
+        for storage in made.values():
+            self._add(storage)
         self.peak = max(self.peak, self.live)
+        self.operations += bool(made) or func._schema.is_mutable
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:

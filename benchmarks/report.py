@@ -12,7 +12,21 @@ import torch
 from .case import Case
 from .measure import Measurement
 
-HEADER = ("case", "network", "ms", "cpu ms", "speed", "(range)", "peak MB", "memory", "values", "TFLOP", "ops", "error")
+HEADER = (
+    "case",
+    "network",
+    "ms",
+    "cpu ms",
+    "speed",
+    "(range)",
+    "cpu speed",
+    "peak MB",
+    "memory",
+    "values",
+    "TFLOP",
+    "ops",
+    "error",
+)
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -57,6 +71,7 @@ def rows(case: Case, results: Sequence[Measurement]) -> list[tuple[str, ...]]:
             f"{1e3 * result.cpu_median:.1f}",
             f"{peer.median / result.median:.2f}",
             "{:.2f}-{:.2f}".format(*speed_range(result, peer)),
+            f"{peer.cpu_median / result.cpu_median:.2f}",
             f"{result.peak_bytes / 2**20:.1f}",
             f"{memory_ratio(result, peer):.2f}",
             f"{result.peak_values:.2f}",

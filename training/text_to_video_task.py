@@ -35,6 +35,7 @@ class TextToVideoTask:
     def __init__(self, recipe: TextToVideoRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         self.recipe, self.device = recipe, device
         self.schedule = NoiseSchedule(recipe.schedule.linear_start, recipe.schedule.linear_end)
+        self.weights = p2_weights(self.schedule, recipe.diffusion.p2_k, recipe.diffusion.p2_gamma).to(device)
         self.autoencoder = load_autoencoder(recipe.autoencoder, folder)
         self._cache = Path(recipe.autoencoder.cache) if recipe.autoencoder.cache else folder / "latents"
         self._mixed = mixed
@@ -66,14 +67,14 @@ class TextToVideoTask:
         return latents.mean[indices], latents.logvar[indices], self.tokens[indices]
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """Mean squared error of the noise, times uniform."""
+        """Weighted mean squared error of the noise, times uniform."""
         mean, logvar, tokens = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
         times = torch.randint(self.schedule.steps, (len(mean),), device=self.device)
         dropped = torch.rand(len(mean), 1, device=self.device) < self.recipe.diffusion.caption_dropout
         tokens = torch.where(dropped, self.empty_tokens, tokens)
-        loss = self._loss(self.networks, latents, tokens, times, torch.randn_like(latents)).mean()
-        return Losses({"denoiser": loss}, {"loss": loss})
+        errors = self._loss(self.networks, latents, tokens, times, torch.randn_like(latents))
+        return Losses({"denoiser": (self.weights[times] * errors).mean()}, {"loss": errors.mean()})
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """The loss on held-out captions over fixed times and noise."""
@@ -139,6 +140,16 @@ class TextToVideoTask:
             raise RecipeError(
                 f"network.context_width: found {network.context_width}, the text encoder has {text_width}"
             )
+
+
+def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
+    """Loss weight of every time, (steps,), mean 1: 1 / (k + SNR)^gamma (Choi et al. 2022, arXiv 2204.00227, Eq. 8).
+
+    Where things are and where they go is decided at low signal-to-noise ratios, where the plain error hardly shows it.
+    """
+    alpha = schedule.alphas_cumprod()
+    weights = (k + alpha / (1.0 - alpha)) ** -gamma
+    return (weights / weights.mean()).float()
 
 
 def initialize_denoiser(network: TextToVideoUNet) -> None:

@@ -1,11 +1,11 @@
 """LVDM's denoisers as the released models are composed, of plain `torch.nn` layers; modules carry the released names.
 
-Shapes: B videos, C channels, T frames, H, W, N text tokens, D width of a head. Between layers a video is (B, C, T, H, W);
-attention permutes it into batches of sequences. Spatial attention uses torch's fused kernel unless told otherwise.
+Shapes: B videos, C channels, T frames, H, W, N text tokens, D width of a head. Between layers a video is
+(B, C, T, H, W); attention permutes it into batches of sequences. Spatial attention uses torch's fused kernel unless
+told otherwise.
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -246,6 +246,21 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=(1, 2, 2), mode="nearest"))
 
 
+class Block(nn.ModuleList):
+    """Layers one after the other; each gets what it needs besides the video."""
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
+        """x (B, C, T, H, W), embedding (B, E), context (B, N, D') -> (B, C', T, H', W')."""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            elif isinstance(layer, SpatialTemporalTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
 class UNet(nn.Module):
     """Either denoiser: UNet-A without a context width in its configuration, UNet-B with one."""
 
@@ -256,13 +271,13 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(base, 4 * base), nn.SiLU(), nn.Linear(4 * base, 4 * base))
         if isinstance(config, LatentVideoUNetConfig) and config.noise_levels:
             self.label_emb = nn.Embedding(config.noise_levels, 4 * base)
-        down, skips = [nn.ModuleList([frame_conv(config.in_channels, base)])], [base]
+        down, skips = [Block([frame_conv(config.in_channels, base)])], [base]
         for level, width in enumerate(widths):
             for _ in range(config.num_res_blocks):
-                down.append(nn.ModuleList([self._res(skips[-1], width), *self._attention(level, width)]))
+                down.append(Block([self._res(skips[-1], width), *self._attention(level, width)]))
                 skips.append(width)
             if level + 1 < len(widths):
-                down.append(nn.ModuleList([Downsample(width)]))
+                down.append(Block([Downsample(width)]))
                 skips.append(width)
         current = widths[-1]
         middle = [self._res(current, current), self._attention_layer(current), self._res(current, current)]
@@ -273,9 +288,8 @@ class UNet(nn.Module):
                 current = width
                 if level and index == config.num_res_blocks:
                     layers.append(Upsample(width))
-                up.append(nn.ModuleList(layers))
-        self.input_blocks, self.middle_block = nn.ModuleList(down), nn.ModuleList(middle)
-        self.output_blocks = nn.ModuleList(up)
+                up.append(Block(layers))
+        self.input_blocks, self.middle_block, self.output_blocks = nn.ModuleList(down), Block(middle), nn.ModuleList(up)
         self.out = nn.Sequential(nn.GroupNorm(32, base), nn.SiLU(), frame_conv(base, config.out_channels))
 
     def forward(
@@ -287,23 +301,12 @@ class UNet(nn.Module):
             embedding = embedding + self.label_emb(noise_level)
         skips = []
         for block in self.input_blocks:
-            x = self._run(block, x, embedding, context)
+            x = block(x, embedding, context)
             skips.append(x)
-        x = self._run(self.middle_block, x, embedding, context)
+        x = self.middle_block(x, embedding, context)
         for block in self.output_blocks:
-            x = self._run(block, torch.cat([x, skips.pop()], dim=1), embedding, context)
+            x = block(torch.cat([x, skips.pop()], dim=1), embedding, context)
         return self.out(x)
-
-    @staticmethod
-    def _run(layers: Iterable[nn.Module], x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
-        for layer in layers:
-            if isinstance(layer, ResBlock):
-                x = layer(x, embedding)
-            elif isinstance(layer, SpatialTemporalTransformer):
-                x = layer(x, context)
-            else:
-                x = layer(x)
-        return x
 
     def _res(self, in_channels: int, out_channels: int) -> ResBlock:
         scale_shift = isinstance(self.config, LatentVideoUNetConfig) and self.config.scale_shift
@@ -321,9 +324,7 @@ class UNet(nn.Module):
 def frame_conv(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv3d:
     """3D convolution over single frames: kernel (1, k, k), zero padding."""
     pad = kernel // 2
-    return nn.Conv3d(
-        in_channels, out_channels, (1, kernel, kernel), stride=(1, stride, stride), padding=(0, pad, pad)
-    )
+    return nn.Conv3d(in_channels, out_channels, (1, kernel, kernel), stride=(1, stride, stride), padding=(0, pad, pad))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, fused: bool) -> Tensor:

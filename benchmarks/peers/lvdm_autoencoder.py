@@ -1,4 +1,4 @@
-"""LVDM's 3D autoencoder as the released model is composed, of plain `torch.nn` layers; modules carry the released names.
+"""LVDM's 3D autoencoder as released, composed of plain `torch.nn` layers; modules carry the released names.
 
 Shapes: B clips, C channels, T frames, H, W.
 """

@@ -21,7 +21,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")  # while it is open, nothing else in this process can run an event loop
-def opened(server, chromium) -> Iterator[tuple]:
+def opened(chromium, server) -> Iterator[tuple]:
     """The page, and the errors that its scripts raise."""
     from weft.tools.workflows import canvas
 

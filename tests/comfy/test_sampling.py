@@ -128,6 +128,41 @@ def test_more_text_than_one_chunk(sample, toy, comfy):
     assert sample(positive=long).isfinite().all()
 
 
+def test_prompts_in_regions(sample, toy, comfy):
+    """A mask, an area of the picture, a part of the time: stock nodes, on latents with a time axis."""
+    blue = comfy.run("CLIPTextEncode", clip=toy.clip, text="a blue square")[0]
+    left = torch.zeros(1, 64, 64)
+    left[:, :, :32] = 1.0
+    options = {"strength": 1.0, "set_cond_area": "default"}
+    masked = comfy.run("ConditioningSetMask", conditioning=blue, mask=left, **options)[0]
+    area = {"width": 0.5, "height": 1.0, "x": 0.0, "y": 0.0, "strength": 1.0}
+    placed = comfy.run("ConditioningSetAreaPercentageVideo", conditioning=blue, temporal=0.5, z=0.0, **area)[0]
+    plain = sample(steps=1)
+    for regional in (masked, placed):
+        changed = sample(
+            positive=comfy.run("ConditioningCombine", conditioning_1=toy.positive, conditioning_2=regional)[0], steps=1
+        )
+        outside, inside = ((changed - plain)[..., half].abs().max() for half in (slice(4, 8), slice(0, 4)))
+        assert inside > 1e-3 and outside < 1e-3 * inside
+    zeroed = comfy.run("ConditioningZeroOut", conditioning=toy.positive)[0]
+    assert sample(positive=zeroed).isfinite().all()
+
+
+def test_latents_are_cut_and_joined_in_time(sample, comfy):
+    whole = {"samples": sample()}
+    first = comfy.run("LatentCut", samples=whole, dim="t", index=0, amount=1)[0]
+    rest = comfy.run("LatentCut", samples=whole, dim="t", index=1, amount=3)[0]
+    assert first["samples"].shape == (1, 4, 1, 8, 8) and rest["samples"].shape == (1, 4, 3, 8, 8)
+    joined = comfy.run("LatentConcat", samples1=first, samples2=rest, dim="t")[0]
+    assert torch.equal(joined["samples"], whole["samples"])
+
+
+def test_a_larger_video_from_a_small_one(sample, comfy):
+    larger = comfy.run("LatentUpscaleBy", samples={"samples": sample()}, upscale_method="bislerp", scale_by=1.5)[0]
+    assert larger["samples"].shape == (1, 4, 4, 12, 12)
+    assert sample(latent_image=larger, denoise=0.5).isfinite().all()
+
+
 # Refusals
 
 
