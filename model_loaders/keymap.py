@@ -49,9 +49,9 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 
 
 def _with_axes(tensor: Tensor, count: int) -> Tensor:
-    """Drop axes of length one behind the first two until `count` are left; a longer one stays and is then reported."""
-    while tensor.ndim > count and tensor.shape[2] == 1:
-        tensor = tensor.squeeze(2)
+    """Drop axes of length one behind the first two until `count` are left; longer ones stay and are then reported."""
+    while tensor.ndim > count and 1 in tensor.shape[2:]:
+        tensor = tensor.squeeze(2 + tensor.shape[2:].index(1))
     return tensor
 
 

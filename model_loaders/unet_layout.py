@@ -56,8 +56,12 @@ class UNetLayout:
     middle_channels: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "UNetLayout":
-        """Read the layout; LookupError or ValueError when tensors that every such network has are missing."""
+    def of(cls, tensors: Mapping[str, Tensor], residual: str = "residual") -> "UNetLayout":
+        """Read the layout; `residual` is a stage's residual block of frames.
+
+        Raises:
+            LookupError, ValueError: tensors that every such network has are missing.
+        """
         base = tensors["conv_in.weight"]
         widths: list[list[int]] = [[]]
         attends: list[bool] = [False]
@@ -67,9 +71,9 @@ class UNetLayout:
                 widths.append([])
                 attends.append(False)
                 continue
-            widths[-1].append(tensors[f"{stage}residual.conv2.weight"].shape[0])
+            widths[-1].append(tensors[f"{stage}{residual}.conv2.weight"].shape[0])
             attends[-1] |= any(name.startswith(f"{stage}attention.") for name in tensors)
-        middle = tensors["skeleton.middle.0.residual.conv2.weight"].shape[0]
+        middle = tensors[f"skeleton.middle.0.{residual}.conv2.weight"].shape[0]
         return cls(
             in_channels=base.shape[1],
             out_channels=tensors["conv_out.weight"].shape[0],
@@ -77,7 +81,7 @@ class UNetLayout:
             channel_mult=tuple(level[0] // base.shape[0] for level in widths),
             num_res_blocks=len(widths[0]),
             attention_factors=tuple(2**level for level, attend in enumerate(attends) if attend),
-            scale_shift=tensors["skeleton.middle.0.residual.time.weight"].shape[0] == 2 * middle,
+            scale_shift=tensors[f"skeleton.middle.0.{residual}.time.weight"].shape[0] == 2 * middle,
             middle_channels=middle,
         )
 

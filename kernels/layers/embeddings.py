@@ -1,4 +1,4 @@
-"""Embeddings of the diffusion time."""
+"""Embeddings of numbers, such as the diffusion time."""
 
 import math
 
@@ -18,22 +18,22 @@ def sinusoid(timesteps: Tensor, width: int) -> Tensor:
     return F.pad(embedding, (0, width % 2))
 
 
-class TimeEmbedding(nn.Module):
-    """Sinusoid and a two-layer perceptron: timesteps (B,) -> (B, 4 * channels)."""
+class Perceptron(nn.Module):
+    """Two linear layers with a SiLU between: features (..., D) -> (..., E)."""
 
     def __init__(
         self,
-        channels: int,
+        in_width: int,
+        out_width: int,
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
-        self.channels = channels
-        self.hidden = operations.Linear(channels, 4 * channels, dtype=dtype, device=device)
-        self.out = operations.Linear(4 * channels, 4 * channels, dtype=dtype, device=device)
+        self.hidden = operations.Linear(in_width, out_width, dtype=dtype, device=device)
+        self.out = operations.Linear(out_width, out_width, dtype=dtype, device=device)
 
-    def forward(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
-        """Timesteps (B,) -> embedding (B, 4 * channels) in `dtype`."""
-        return self.out(F.silu(self.hidden(sinusoid(timesteps, self.channels).to(dtype))))
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (..., D) -> (..., E)."""
+        return self.out(F.silu(self.hidden(features)))

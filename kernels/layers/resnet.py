@@ -16,13 +16,15 @@ class Step:
 
     Attributes:
         frames: T, frames per video.
-        embedding: embedding of the diffusion time after its SiLU, (B, E).
+        embedding: embedding of the diffusion time (or of more) after its SiLU, (B, E), or per frame (B*T, E).
         context: text tokens (B, N, D), or None.
+        over_time: whether layers that connect frames act.
     """
 
     frames: int
     embedding: Tensor
     context: Tensor | None = None
+    over_time: bool = True
 
 
 class ClipNorm(nn.Module):

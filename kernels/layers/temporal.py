@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..fused.temporal_attention import temporal_attention
 from .operations import LayerKeywords, TorchOperations, norm_groups
+from .resnet import ClipNorm
 
 
 class RelativePositions(nn.Module):
@@ -75,6 +76,40 @@ class TemporalAttention(nn.Module):
             }
         out = temporal_attention(query, key, value, self.heads, transposed=self.transposed_keys, **tables)
         return self.out(out)
+
+
+class TemporalConvolution(nn.Module):
+    """Four residual convolutions over three frames, each behind GroupNorm over the clip and SiLU (ModelScope, HiGen).
+
+    On the channels-last memory of a video they are two-dimensional convolutions over T x P with kernel (3, 1).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        groups: int = 32,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        self.norms = nn.ModuleList(
+            ClipNorm(channels, groups=groups, activate=True, operations=operations, **layer) for _ in range(4)
+        )
+        self.convs = nn.ModuleList(
+            operations.Conv2d(channels, channels, (3, 1), padding=(1, 0), **layer) for _ in range(4)
+        )
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """x (B*T, C, H, W) -> same shape."""
+        h = x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            clip = norm(h, frames).permute(0, 2, 3, 1).unflatten(0, (-1, frames)).flatten(2, 3)
+            clip = conv(clip.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            h = clip.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+        return x + h
 
 
 class PixelNorm(nn.Module):

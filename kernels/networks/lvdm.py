@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import CrossAttention, FeedForward, SelfAttention
 from ..layers.chunking import add_residual
-from ..layers.embeddings import TimeEmbedding
+from ..layers.embeddings import Perceptron, sinusoid
 from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
 from ..layers.resnet import ClipNorm, Downsample, ResidualBlock, Step, Upsample
 from ..layers.temporal import PixelNorm, TemporalAttention
@@ -226,7 +226,7 @@ class _VideoUNet(nn.Module):
         build: BuildKeywords = {**layer, "operations": operations}
         width = config.model_channels
         self.config = config
-        self.time_embedding = TimeEmbedding(width, **build)
+        self.time_embedding = Perceptron(width, 4 * width, **build)
         self.conv_in = operations.Conv2d(config.in_channels, width, 3, padding=1, **layer)
         blocks = Blocks(
             residual=lambda cin, cout: ResidualBlock(
@@ -239,6 +239,10 @@ class _VideoUNet(nn.Module):
         self.skeleton = Skeleton(width, config.channel_mult, config.num_res_blocks, config.attention_factors, blocks)
         self.norm_out = ClipNorm(width, groups=config.norm_groups, activate=True, **build)
         self.conv_out = operations.Conv2d(width, config.out_channels, 3, padding=1, **layer)
+
+    def _embed(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """Timesteps (B,) -> (B, 4 * width)."""
+        return self.time_embedding(sinusoid(timesteps, self.config.model_channels).to(like.dtype))
 
     def _denoise(self, x: Tensor, embedding: Tensor, context: Tensor | None) -> Tensor:
         frames = x.shape[2]
@@ -282,7 +286,7 @@ class LatentVideoUNet(_VideoUNet):
         Returns:
             (B, out_channels, T, H, W).
         """
-        embedding = self.time_embedding(timesteps, x.dtype)
+        embedding = self._embed(timesteps, x)
         if noise_level is not None:
             embedding = embedding + self.noise_level(noise_level.long()).to(embedding.dtype)
         return self._denoise(x, embedding, None)
@@ -317,7 +321,7 @@ class TextToVideoUNet(_VideoUNet):
         if context is None or context.shape[-1] != width:
             found = "none" if context is None else f"width {context.shape[-1]}"
             raise ValueError(f"The text conditioning must have width {width}, found {found}: use this model's CLIP.")
-        return self._denoise(x, self.time_embedding(timesteps, x.dtype), context.to(x.dtype))
+        return self._denoise(x, self._embed(timesteps, x), context.to(x.dtype))
 
 
 def _tokens(x: Tensor) -> Tensor:

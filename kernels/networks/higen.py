@@ -1,0 +1,450 @@
+"""HiGen: Hierarchical Spatio-temporal Decoupling for Text-to-Video Generation (arXiv 2312.04483).
+
+One denoiser for two modes. With a single frame all temporal layers are left out (spatial reasoning); with several it
+is steered by a clean prior latent, a motion factor per step and a row of appearance similarities per frame (temporal
+reasoning). Without these cues the same layout is ModelScopeT2V (arXiv 2308.06571).
+
+Shapes: B videos, T frames, C channels, H, W latent size, P = H*W pixels, N text tokens, D context width, E embedding.
+Between layers a video is (B*T, C, H, W) in channels-last memory, which is the memory of tokens (B, T, P, C).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.attention import CrossAttention, FeedForward, SelfAttention
+from ..layers.chunking import add_residual
+from ..layers.embeddings import Perceptron, sinusoid
+from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
+from ..layers.resnet import ClipNorm, Downsample, ResidualBlock, Step, Upsample
+from ..layers.temporal import TemporalAttention, TemporalConvolution
+from .skeleton import Blocks, Skeleton
+
+SIMILARITIES = 32
+"""Length of a row of appearance similarities: a linear layer of the released model reads it."""
+
+
+@dataclass(frozen=True)
+class SpaceTimeUNetConfig:
+    """Numbers of the layout that ModelScopeT2V and HiGen share.
+
+    Attributes:
+        in_channels, out_channels: latent channels.
+        model_channels: width of the first level; `channel_mult` multiplies it per level.
+        num_res_blocks: residual blocks per level.
+        attention_factors: downsampling factors at which transformers are used.
+        head_width: channels of a head.
+        stem_heads: heads of the first temporal transformer, whatever the width of the first level.
+        context_width: width of the text tokens that the transformers see.
+        norm_groups: groups of every GroupNorm.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_factors: tuple[int, ...] = (1, 2, 4)
+    head_width: int = 64
+    stem_heads: int = 8
+    context_width: int = 1024
+    norm_groups: int = 32
+
+
+@dataclass(frozen=True)
+class HiGenUNetConfig(SpaceTimeUNetConfig):
+    """Numbers of HiGen.
+
+    Attributes:
+        text_width: width of the text encoder's tokens, which are resampled.
+        resampled_tokens: how many tokens the text becomes.
+        resampler_depth: transformer blocks of the resampler.
+        resampler_heads: their heads.
+    """
+
+    text_width: int = 1024
+    resampled_tokens: int = 16
+    resampler_depth: int = 2
+    resampler_heads: int = 8
+
+
+class SpaceTimeResidual(nn.Module):
+    """A residual block on every frame, then temporal convolutions."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        config: SpaceTimeUNetConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
+        groups = config.norm_groups
+        self.spatial = ResidualBlock(in_channels, out_channels, 4 * config.model_channels, groups=groups, **build)
+        self.temporal = TemporalConvolution(out_channels, groups=groups, **build)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x (B*T, C, H, W), embedding per frame -> (B*T, C', H, W)."""
+        x = self.spatial(x, replace(step, frames=1))
+        return self.temporal(x, step.frames) if step.over_time else x
+
+
+class SpatialBlock(nn.Module):
+    """Self-attention within frames, attention on the text, feed-forward, each pre-norm residual."""
+
+    def __init__(
+        self,
+        channels: int,
+        config: SpaceTimeUNetConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
+        heads = channels // config.head_width
+        self.spatial_norm = operations.LayerNorm(channels, **layer)
+        self.spatial = SelfAttention(channels, heads, **build)
+        self.text_norm = operations.LayerNorm(channels, **layer)
+        self.text = CrossAttention(channels, config.context_width, heads, **build)
+        self.feed_forward_norm = operations.LayerNorm(channels, **layer)
+        self.feed_forward = FeedForward(channels, **build)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x (B*T, P, C) -> same shape; overwritten unless gradients are recorded."""
+        assert step.context is not None  # held by the network's `forward`
+        _, pixels, channels = x.shape
+        x = add_residual(x, lambda part: self.spatial(self.spatial_norm(part)), 0, 6 * pixels * channels)
+        # All frames of a video are queries on its one text: keys and values are never repeated.
+        text = self.text.keys_values(step.context)
+        queries = x.view(-1, step.frames * pixels, channels)
+        width = queries.shape[0] * 5 * channels
+        x = add_residual(queries, lambda part: self.text(self.text_norm(part), text), 1, width).view_as(x)
+        rows = x.view(-1, channels)
+        rows = add_residual(rows, lambda part: self.feed_forward(self.feed_forward_norm(part)), 0, 14 * channels)
+        return rows.view_as(x)
+
+
+class TemporalBlock(nn.Module):
+    """Self-attention over frames twice, feed-forward, each pre-norm residual; no positions and no text."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
+        self.norm1 = operations.LayerNorm(channels, **layer)
+        self.attention1 = TemporalAttention(channels, heads, max_distance=None, **build)
+        self.norm2 = operations.LayerNorm(channels, **layer)
+        self.attention2 = TemporalAttention(channels, heads, max_distance=None, **build)
+        self.feed_forward_norm = operations.LayerNorm(channels, **layer)
+        self.feed_forward = FeedForward(channels, **build)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x (B*T, P, C) -> same shape; overwritten unless gradients are recorded."""
+        frames, channels = step.frames, x.shape[2]
+        video = x.unflatten(0, (-1, frames))
+        width = frames * (6 * channels + self.attention1.heads * 2 * frames)
+        video = add_residual(video, lambda part: self.attention1(self.norm1(part)), 2, width)
+        video = add_residual(video, lambda part: self.attention2(self.norm2(part)), 2, width)
+        rows = video.view(-1, channels)
+        rows = add_residual(rows, lambda part: self.feed_forward(self.feed_forward_norm(part)), 0, 14 * channels)
+        return rows.view_as(x)
+
+
+class Transformer(nn.Module):
+    """GroupNorm over frames or clips, projection, one block, projection, residual."""
+
+    def __init__(
+        self,
+        channels: int,
+        inner: int,
+        block: nn.Module,
+        *,
+        clip_norm: bool,
+        groups: int,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        self.clip_norm = clip_norm
+        self.norm = ClipNorm(channels, groups=groups, eps=1e-6, operations=operations, **layer)
+        self.project_in = operations.Linear(channels, inner, **layer)
+        self.block = block
+        self.project_out = operations.Linear(inner, channels, **layer)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x (B*T, C, H, W) -> same shape."""
+        normal = self.norm(x, step.frames if self.clip_norm else 1)
+        tokens = self.block(self.project_in(normal.permute(0, 2, 3, 1).flatten(1, 2)), step)
+        tokens = self.project_out(tokens)
+        return x + tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+class SpaceTimeTransformers(nn.Module):
+    """A transformer within frames, then one over time."""
+
+    def __init__(
+        self,
+        channels: int,
+        config: SpaceTimeUNetConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
+        block = SpatialBlock(channels, config, **build)
+        self.spatial = Transformer(channels, channels, block, clip_norm=False, groups=config.norm_groups, **build)
+        self.temporal = temporal_transformer(channels, channels // config.head_width, config, **build)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        """x (B*T, C, H, W) -> same shape."""
+        x = self.spatial(x, step)
+        return self.temporal(x, step) if step.over_time else x
+
+
+def temporal_transformer(
+    channels: int,
+    heads: int,
+    config: SpaceTimeUNetConfig,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    operations: type[TorchOperations] = TorchOperations,
+) -> Transformer:
+    """A transformer over the frames of each pixel, with heads of the configured width."""
+    build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
+    inner = heads * config.head_width
+    block = TemporalBlock(inner, heads, **build)
+    return Transformer(channels, inner, block, clip_norm=True, groups=config.norm_groups, **build)
+
+
+class TextResampler(nn.Module):
+    """Learned tokens that read the text (HiGen's context embedding): text (B, N, text width) -> (B, tokens, D).
+
+    Both attentions of a block read the text; the learned tokens never see each other.
+    """
+
+    def __init__(
+        self,
+        config: HiGenUNetConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
+        width = 4 * config.model_channels
+        self.operations = operations
+        self.project_in = operations.Linear(config.text_width, width, **layer)
+        self.tokens = operations.Embedding(config.resampled_tokens, width, **layer)
+        self.blocks = nn.ModuleList(
+            ResamplerBlock(width, config.resampler_heads, **build) for _ in range(config.resampler_depth)
+        )
+        self.project_out = operations.Linear(width, config.context_width, **layer)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Text (B, N, text width) -> (B, tokens, D)."""
+        text = self.project_in(text)
+        rows = torch.arange(self.tokens.num_embeddings, device=text.device)
+        tokens = self.tokens(rows).to(text.dtype).expand(text.shape[0], -1, -1)
+        for block in self.blocks:
+            tokens = block(tokens, text)
+        return self.project_out(tokens)
+
+
+class ResamplerBlock(nn.Module):
+    """Attention on the text twice, feed-forward, each pre-norm residual."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
+        self.norm1 = operations.LayerNorm(width, **layer)
+        self.text1 = CrossAttention(width, width, heads, **build)
+        self.norm2 = operations.LayerNorm(width, **layer)
+        self.text2 = CrossAttention(width, width, heads, **build)
+        self.feed_forward_norm = operations.LayerNorm(width, **layer)
+        self.feed_forward = FeedForward(width, **build)
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """Tokens (B, M, width), text (B, N, width) -> shape of the tokens."""
+        tokens = tokens + self.text1(self.norm1(tokens), self.text1.keys_values(text))
+        tokens = tokens + self.text2(self.norm2(tokens), self.text2.keys_values(text))
+        return tokens + self.feed_forward(self.feed_forward_norm(tokens))
+
+
+class SpaceTimeUNet(nn.Module):
+    """ModelScopeT2V: the denoiser without HiGen's cues; its temporal layers act on single frames too."""
+
+    # Peak of live values in a forward pass without gradients, per latent position and model channel (measured).
+    activation_values = 20.0
+
+    def __init__(
+        self,
+        config: SpaceTimeUNetConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        super().__init__()
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        build: BuildKeywords = {**layer, "operations": operations}
+        width = config.model_channels
+        self.config = config
+        self.time_embedding = Perceptron(width, 4 * width, **build)
+        self.conv_in = operations.Conv2d(config.in_channels, width, 3, padding=1, **layer)
+        self.temporal_in = temporal_transformer(width, config.stem_heads, config, **build)
+        blocks = Blocks(
+            residual=lambda cin, cout: SpaceTimeResidual(cin, cout, config, **build),
+            attention=lambda channels: SpaceTimeTransformers(channels, config, **build),
+            downsample=lambda channels: Downsample(channels, **build),
+            upsample=lambda channels: Upsample(channels, **build),
+        )
+        self.skeleton = Skeleton(width, config.channel_mult, config.num_res_blocks, config.attention_factors, blocks)
+        self.norm_out = ClipNorm(width, groups=config.norm_groups, activate=True, **build)
+        self.conv_out = operations.Conv2d(width, config.out_channels, 3, padding=1, **layer)
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+        """Predict noise or velocity: x (B, C, T, H, W), timesteps (B,), context (B, N, D) -> shape of x.
+
+        Raises:
+            ValueError: the context is missing or its width is not the configured one.
+        """
+        context = _text(context, self.config.context_width, x)
+        embedding = self._embed(timesteps, x).repeat_interleave(x.shape[2], dim=0)
+        return self._denoise(self.conv_in(_frames(x)), Step(x.shape[2], F.silu(embedding), context))
+
+    def _embed(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """Timesteps (B,) -> (B, 4 * width)."""
+        return self.time_embedding(sinusoid(timesteps, self.config.model_channels).to(like.dtype))
+
+    def _denoise(self, h: Tensor, step: Step) -> Tensor:
+        if step.over_time:
+            h = self.temporal_in(h, step)
+        h = self.skeleton(h, step)
+        h = self.conv_out(self.norm_out(h, 1))
+        return h.unflatten(0, (-1, step.frames)).transpose(1, 2)
+
+
+class HiGenUNet(SpaceTimeUNet):
+    """HiGen's denoiser; one frame is spatial reasoning, several are temporal reasoning (section 3.2)."""
+
+    config: HiGenUNetConfig
+
+    def __init__(
+        self,
+        config: HiGenUNetConfig,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        operations: type[TorchOperations] = TorchOperations,
+    ) -> None:
+        layer: LayerKeywords = {"dtype": dtype, "device": device}
+        super().__init__(config, operations=operations, **layer)
+        width = config.model_channels
+        self.prior_in = operations.Conv2d(config.in_channels, width, 3, padding=1, **layer)
+        self.motion_embedding = Perceptron(width, 4 * width, operations=operations, **layer)
+        self.appearance_embedding = Perceptron(SIMILARITIES, 4 * width, operations=operations, **layer)
+        self.resampler = TextResampler(config, operations=operations, **layer)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        prior: Tensor | None = None,
+        motion: Tensor | None = None,
+        appearance: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the velocity of a video.
+
+        Args:
+            x: (B, C, T, H, W).
+            timesteps: (B,), 0 to 999.
+            context: (B, N, text width).
+            prior: clean latent (B, C, H, W); zeros without one, as in spatial reasoning.
+            motion: factors (B, T-1), one per step from frame to frame, or (B, T); zeros without them.
+            appearance: similarity of each frame to the 32 frames of a clip, (B, T, 32); ones without it.
+
+        Returns:
+            Shape of x.
+
+        Raises:
+            ValueError: a cue's shape does not belong to x, or the context is missing or of another width.
+        """
+        frames = x.shape[2]
+        text = _text(context, self.config.text_width, x)
+        embedding = self._embed(timesteps, x)[:, None]
+        embedding = embedding + self.motion_embedding(self._motion_features(x, motion))
+        embedding = embedding + self.appearance_embedding(_appearance(x, appearance))
+        prior = x.new_zeros(x.shape[0], x.shape[1], *x.shape[3:]) if prior is None else prior.to(x.dtype)
+        if prior.shape != x[:, :, 0].shape:
+            raise ValueError(f"The spatial prior has shape {tuple(prior.shape)}, expected {tuple(x[:, :, 0].shape)}.")
+        stem = self.conv_in(_frames(x)) + self.prior_in(prior).repeat_interleave(frames, dim=0)
+        step = Step(frames, F.silu(embedding.flatten(0, 1)), self.resampler(text), over_time=frames > 1)
+        return self._denoise(stem, step)
+
+    def _motion_features(self, x: Tensor, motion: Tensor | None) -> Tensor:
+        """Sinusoids of the factors, (B, T, width); those of T-1 steps are stretched to T frames (Eq. 2, released)."""
+        batch, frames = x.shape[0], x.shape[2]
+        motion = x.new_zeros(batch, frames) if motion is None else motion
+        if motion.ndim != 2 or motion.shape[0] != batch or motion.shape[1] not in (frames, max(1, frames - 1)):
+            expected = f"({batch}, {max(1, frames - 1)}) or ({batch}, {frames})"
+            raise ValueError(f"The motion factors have shape {tuple(motion.shape)}, expected {expected}.")
+        features = sinusoid(motion.flatten(), self.config.model_channels).unflatten(0, motion.shape)
+        if motion.shape[1] != frames:
+            features = F.interpolate(features.transpose(1, 2), frames, mode="linear").transpose(1, 2)
+        return features.to(x.dtype)
+
+
+def _appearance(x: Tensor, appearance: Tensor | None) -> Tensor:
+    """Similarity rows (B, T, 32)."""
+    expected = (x.shape[0], x.shape[2], SIMILARITIES)
+    if appearance is None:
+        return x.new_ones(expected)
+    if appearance.shape != expected:
+        raise ValueError(f"The appearance similarities have shape {tuple(appearance.shape)}, expected {expected}.")
+    return appearance.to(x.dtype)
+
+
+def _frames(x: Tensor) -> Tensor:
+    """(B, C, T, H, W) -> (B*T, C, H, W) in channels-last memory."""
+    return x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def _text(context: Tensor | None, width: int, like: Tensor) -> Tensor:
+    if context is None or context.shape[-1] != width:
+        found = "none" if context is None else f"width {context.shape[-1]}"
+        raise ValueError(f"The text conditioning must have width {width}, found {found}: use this model's CLIP.")
+    return context.to(like.dtype)

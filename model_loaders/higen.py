@@ -1,0 +1,189 @@
+"""HiGen and ModelScopeT2V checkpoints: released layout, and ModelScopeT2V in diffusers' layout."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
+from .checkpoint import Component
+from .keymap import KeyMap, Rule
+from .unet_layout import RESIDUAL, UNetLayout, count
+
+STEM_HEADS = 8
+"""Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""
+
+
+def _down(part: str, place: str) -> Rule:
+    # Entry 0 of the released list is the stem, which stands apart here.
+    return rf"^input_blocks\.(\d+)\.{part}", lambda match: f"skeleton.down.{int(match[1]) - 1}.{place}."
+
+
+_PLACES: tuple[Rule, ...] = (
+    (r"^input_blocks\.0\.0\.", "conv_in."),
+    (r"^input_blocks\.0\.1\.", "temporal_in."),
+    (r"^img_embedding\.", "prior_in."),
+    _down(r"op\.", "downsample.conv"),
+    _down(r"0\.", "residual"),
+    _down(r"1\.", "attention.spatial"),
+    _down(r"2\.", "attention.temporal"),
+    (r"^middle_block\.0\.", "skeleton.middle.0.residual."),
+    (r"^middle_block\.1\.", "skeleton.middle.0.attention.spatial."),
+    (r"^middle_block\.2\.", "skeleton.middle.0.attention.temporal."),
+    (r"^middle_block\.3\.", "skeleton.middle.1.residual."),
+    (r"^output_blocks\.(\d+)\.[123]\.conv\.", r"skeleton.up.\1.upsample.conv."),
+    (r"^output_blocks\.(\d+)\.0\.", r"skeleton.up.\1.residual."),
+    (r"^output_blocks\.(\d+)\.1\.", r"skeleton.up.\1.attention.spatial."),
+    (r"^output_blocks\.(\d+)\.2\.", r"skeleton.up.\1.attention.temporal."),
+    (r"^out\.0\.", "norm_out.norm."),
+    (r"^out\.2\.", "conv_out."),
+    (r"^time_embed\.0\.", "time_embedding.hidden."),
+    (r"^time_embed\.2\.", "time_embedding.out."),
+    (r"^msim_embedding\.0\.", "motion_embedding.hidden."),
+    (r"^msim_embedding\.2\.", "motion_embedding.out."),
+    (r"^asim_embedding\.0\.", "appearance_embedding.hidden."),
+    (r"^asim_embedding\.2\.", "appearance_embedding.out."),
+)
+
+_RESIDUAL: tuple[Rule, ...] = (
+    (r"\.residual\.temopral_conv\.conv1\.2\.", ".residual.temporal.convs.0."),
+    (
+        r"\.residual\.temopral_conv\.conv(\d)\.0\.",
+        lambda match: f".residual.temporal.norms.{int(match[1]) - 1}.norm.",
+    ),
+    (r"\.residual\.temopral_conv\.conv(\d)\.3\.", lambda match: f".residual.temporal.convs.{int(match[1]) - 1}."),
+    (r"\.residual\.(?!temporal\.)", ".residual.spatial."),
+    *RESIDUAL,
+)
+
+_FEED_FORWARD: tuple[Rule, ...] = (
+    (r"\.ff\.net\.0\.proj\.", ".feed_forward.inner."),
+    (r"\.ff\.net\.2\.", ".feed_forward.out."),
+)
+
+_TRANSFORMERS: tuple[Rule, ...] = (
+    (r"(\.spatial|\.temporal|^temporal_in)\.norm\.", r"\1.norm.norm."),
+    (r"\.proj_(in|out)\.", r".project_\1."),
+    (r"\.transformer_blocks\.0\.", ".block."),
+    (r"(\.spatial\.block)\.norm1\.", r"\1.spatial_norm."),
+    (r"(\.spatial\.block)\.norm2\.", r"\1.text_norm."),
+    (r"(\.spatial\.block)\.attn1\.", r"\1.spatial."),
+    (r"(\.spatial\.block)\.attn2\.", r"\1.text."),
+    (r"\.block\.attn(\d)\.", r".block.attention\1."),
+    (r"\.block\.norm3\.", ".block.feed_forward_norm."),
+    (r"\.text\.to_q\.", ".text.query."),
+    (r"\.text\.to_k\.weight", ".text.key_value.weight#0"),
+    (r"\.text\.to_v\.weight", ".text.key_value.weight#1"),
+    (r"\.to_q\.weight", ".qkv.weight#0"),
+    (r"\.to_k\.weight", ".qkv.weight#1"),
+    (r"\.to_v\.weight", ".qkv.weight#2"),
+    (r"\.to_out\.0\.", ".out."),
+    *_FEED_FORWARD,
+)
+
+_RESAMPLER: tuple[Rule, ...] = (
+    (r"^context_embedding\.tokens", "resampler.tokens.weight"),
+    (r"^context_embedding\.input_mapping\.", "resampler.project_in."),
+    (r"^context_embedding\.output_mapping\.", "resampler.project_out."),
+    (r"^context_embedding\.context_transformer\.", "resampler.blocks."),
+    (r"^(resampler\.blocks\.\d+)\.norm3\.", r"\1.feed_forward_norm."),
+    (r"^(resampler\.blocks\.\d+)\.attn(\d)\.to_q\.", r"\1.text\2.query."),
+    (r"^(resampler\.blocks\.\d+)\.attn(\d)\.to_k\.weight", r"\1.text\2.key_value.weight#0"),
+    (r"^(resampler\.blocks\.\d+)\.attn(\d)\.to_v\.weight", r"\1.text\2.key_value.weight#1"),
+    (r"^(resampler\.blocks\.\d+)\.attn(\d)\.to_out\.0\.", r"\1.text\2.out."),
+)
+
+UNET_KEYS = KeyMap(
+    rules=(*_RESAMPLER, *_PLACES, *_RESIDUAL, *_TRANSFORMERS),
+    axes=(
+        (r"\b(project_in|project_out)\.weight$", 2),
+        (r"\.temporal\.convs\.\d+\.weight$", 4),
+    ),
+)
+
+
+def diffusers_to_released(residual_blocks: int) -> KeyMap:
+    """Names of diffusers' `UNet3DConditionModel` to released ones, for a number of residual blocks per level."""
+    down, up = residual_blocks + 1, residual_blocks + 1
+
+    def entry(blocks: str, part: str) -> Rule:
+        kinds = {"resnets": 0, "temp_convs": 0, "attentions": 1, "temp_attentions": 2}
+        suffix = "temopral_conv." if part == "temp_convs" else ""
+
+        def place(match: re.Match[str]) -> str:
+            level, index = int(match[1]), int(match[2])
+            number = 1 + level * down + index if blocks == "down" else level * up + index
+            released = "input" if blocks == "down" else "output"
+            return f"{released}_blocks.{number}.{kinds[part]}.{suffix}"
+
+        return rf"^{blocks}_blocks\.(\d+)\.{part}\.(\d+)\.", place
+
+    def upsampler(match: re.Match[str]) -> str:
+        # Behind the residual block stand both transformers, where the level has them.
+        return f"output_blocks.{int(match[1]) * up + up - 1}.3.conv."
+
+    residual = r"^((?:in|out)put_blocks\.\d+\.0\.|middle_block\.[03]\.)"
+    parts = ("resnets", "temp_convs", "attentions", "temp_attentions")
+    return KeyMap(
+        rules=(
+            (r"^time_embedding\.linear_(\d)\.", lambda match: f"time_embed.{2 * int(match[1]) - 2}."),
+            (r"^conv_in\.", "input_blocks.0.0."),
+            (r"^transformer_in\.", "input_blocks.0.1."),
+            *(entry(blocks, part) for blocks in ("down", "up") for part in parts),
+            (
+                r"^down_blocks\.(\d+)\.downsamplers\.0\.conv\.",
+                lambda match: f"input_blocks.{(int(match[1]) + 1) * down}.op.",
+            ),
+            (r"^up_blocks\.(\d+)\.upsamplers\.0\.conv\.", upsampler),
+            (r"^mid_block\.(resnets|temp_convs)\.0\.", r"middle_block.0.\1."),
+            (r"^mid_block\.(resnets|temp_convs)\.1\.", r"middle_block.3.\1."),
+            (r"^(middle_block\.\d)\.resnets\.", r"\1."),
+            (r"^(middle_block\.\d)\.temp_convs\.", r"\1.temopral_conv."),
+            (r"^mid_block\.attentions\.0\.", "middle_block.1."),
+            (r"^mid_block\.temp_attentions\.0\.", "middle_block.2."),
+            (r"^conv_norm_out\.", "out.0."),
+            (r"^conv_out\.", "out.2."),
+            (rf"{residual}norm1\.", r"\1in_layers.0."),
+            (rf"{residual}conv1\.(?!\d)", r"\1in_layers.2."),
+            (r"\.time_emb_proj\.", ".emb_layers.1."),
+            (rf"{residual}norm2\.", r"\1out_layers.0."),
+            (rf"{residual}conv2\.(?!\d)", r"\1out_layers.3."),
+            (r"\.conv_shortcut\.", ".skip_connection."),
+        )
+    )
+
+
+def unet_component(tensors: Mapping[str, Tensor]) -> Component:
+    """The denoiser of either model from released, diffusers' or own names."""
+    if "transformer_in.proj_in.weight" in tensors:
+        tensors = diffusers_to_released(count(tensors, r"^down_blocks\.0\.resnets\.(\d+)\."))(tensors)
+    if "input_blocks.0.1.proj_in.weight" in tensors:
+        tensors = UNET_KEYS({name: _without_batch(name, tensor) for name, tensor in tensors.items()})
+    layout = UNetLayout.of(tensors, residual="residual.spatial")
+    head_width = max(1, tensors["temporal_in.project_in.weight"].shape[0] // STEM_HEADS)
+    shared: dict[str, Any] = {
+        "in_channels": layout.in_channels,
+        "out_channels": layout.out_channels,
+        "model_channels": layout.model_channels,
+        "channel_mult": layout.channel_mult,
+        "num_res_blocks": layout.num_res_blocks,
+        "attention_factors": layout.attention_factors,
+        "head_width": head_width,
+        "stem_heads": STEM_HEADS,
+        "context_width": tensors["skeleton.middle.0.attention.spatial.block.text.key_value.weight"].shape[1],
+    }
+    if "resampler.tokens.weight" not in tensors:
+        return Component(SpaceTimeUNet, SpaceTimeUNetConfig(**shared), dict(tensors))
+    config = HiGenUNetConfig(
+        **shared,
+        text_width=tensors["resampler.project_in.weight"].shape[1],
+        resampled_tokens=tensors["resampler.tokens.weight"].shape[0],
+        resampler_depth=count(tensors, r"^resampler\.blocks\.(\d+)\."),
+    )
+    return Component(HiGenUNet, config, dict(tensors))
+
+
+def _without_batch(name: str, tensor: Tensor) -> Tensor:
+    """The learned tokens were released with a batch axis."""
+    return tensor[0] if name == "context_embedding.tokens" and tensor.ndim == 3 and len(tensor) == 1 else tensor

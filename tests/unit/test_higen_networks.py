@@ -1,0 +1,150 @@
+"""HiGen and ModelScopeT2V against numbers of the released implementation, and against diffusers."""
+
+import dataclasses
+import json
+import lzma
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import UNet3DConditionModel
+
+from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
+from weft.model_loaders.higen import unet_component
+from weft.model_loaders.keymap import check_tensors, strip_prefix
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "higen"
+# Absolute, of outputs with a deviation of about 0.55: rounding in float32; a wrong epsilon of a norm exceeds it.
+TOLERANCE = 2e-5
+
+
+def read(name):
+    tensors = safetensors.torch.load(lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes()))
+    return json.loads((DATA / f"{name}.json").read_text()), tensors
+
+
+def formula_weights(shapes, seed):
+    """Weights from a hash of their names (splitmix64), as the stored numbers were made."""
+    weights = {}
+    for name, shape in shapes.items():
+        count, mask = int(np.prod(shape)), 2**64 - 1
+        key = np.uint64((zlib.crc32(name.encode()) + (seed << 32)) & mask)
+        with np.errstate(over="ignore"):
+            z = key + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z ^= z >> np.uint64(31)
+        uniform = ((z >> np.uint64(56)).astype(np.float64) - 128) / 128
+        if name == "context_embedding.tokens":
+            values = 1.2 * uniform
+        elif len(shape) > 1:
+            values = uniform * (3 * shape[0] / count) ** 0.5
+        else:
+            values = 1 + 0.4 * uniform if name.endswith(".weight") else 0.25 * uniform
+        weights[name] = torch.from_numpy(values.astype(np.float32)).view(*shape)
+    return weights
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal", "topology"])
+@torch.no_grad()
+def test_higen(name):
+    said, tensors = read(name)
+    weights = {key: tensor.float() for key, tensor in strip_prefix(tensors, "weights.").items()}
+    component = unet_component(weights or formula_weights(said["weight_shapes"], said["weights_seed"]))
+    # How wide a head is cannot be told from shapes, except by a stem of eight heads, as released.
+    heads = {"head_width": said["config"]["head_dim"], "stem_heads": said["config"]["num_heads"]}
+    network = HiGenUNet(dataclasses.replace(component.config, **heads))
+    network.load_state_dict(component.tensors)
+    for case in said["cases"]:
+        x, t, y, prior, motion, appearance = (
+            tensors[f"{case}.{key}"] for key in ("x", "t", "y", "spat_prior", "motion_cond", "appearance_cond")
+        )
+        found = network(x, t, y, prior, motion.view(len(x), -1), appearance)
+        torch.testing.assert_close(found, tensors[f"{case}.out"], rtol=0, atol=TOLERANCE)
+
+
+def tiny_higen():
+    torch.manual_seed(0)
+    config = HiGenUNetConfig(
+        model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_factors=(1,), head_width=8, stem_heads=4
+    )
+    network = HiGenUNet(
+        dataclasses.replace(config, context_width=24, text_width=20, resampled_tokens=5, norm_groups=8)
+    ).eval()
+    return network, torch.randn(2, 4, 3, 8, 8), torch.tensor([3, 900]), torch.randn(2, 7, 20)
+
+
+@torch.no_grad()
+def test_cues_have_neutral_defaults_and_wrong_shapes_are_refused():
+    network, x, t, text = tiny_higen()
+    neutral = network(x, t, text, torch.zeros(2, 4, 8, 8), torch.zeros(2, 2), torch.ones(2, 3, 32))
+    torch.testing.assert_close(network(x, t, text), neutral, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"prior has shape \(2, 4, 4, 8\), expected \(2, 4, 8, 8\)"):
+        network(x, t, text, prior=torch.zeros(2, 4, 4, 8))
+    with pytest.raises(ValueError, match=r"motion factors have shape \(2, 5\), expected \(2, 2\) or \(2, 3\)"):
+        network(x, t, text, motion=torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"similarities have shape \(2, 3, 16\), expected \(2, 3, 32\)"):
+        network(x, t, text, appearance=torch.zeros(2, 3, 16))
+    with pytest.raises(ValueError, match="must have width 20, found width 24"):
+        network(x, t, torch.zeros(2, 7, 24))
+
+
+def test_weights_get_gradients_where_inference_overwrites():
+    network, x, t, text = tiny_higen()
+    found = network(x, t, text)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, t, text), found.detach(), rtol=0, atol=1e-6)
+    found.square().mean().backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {
+            "block_out_channels": (32, 64, 64),
+            "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+            "layers_per_block": 1,
+        },
+        {
+            "block_out_channels": (32, 64),
+            "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+            "layers_per_block": 2,
+        },
+    ],
+    ids=["three levels", "two levels"],
+)
+@torch.no_grad()
+def test_modelscope_is_the_network_of_diffusers(layout, relative_error):
+    torch.manual_seed(0)
+    theirs = UNet3DConditionModel(**layout, cross_attention_dim=24, attention_head_dim=8, norm_num_groups=32).eval()
+    for weight in theirs.parameters():
+        weight.copy_(torch.randn_like(weight) * (weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.3))
+    component = unet_component(theirs.state_dict())
+    assert component.config.head_width == 8 and component.config.num_res_blocks == layout["layers_per_block"]
+    ours = component.build().eval()
+    for frames in (5, 1):
+        x, t, text = torch.randn(2, 4, frames, 8, 8), torch.tensor([3, 900]), torch.randn(2, 7, 24)
+        # Both round in float32.
+        assert relative_error(ours(x, t, text), theirs(x, t, text).sample) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "config", "parameters"),
+    [
+        ("unet_higen", HiGenUNet, HiGenUNetConfig(), 1_483_201_924),
+        ("unet_t2v", SpaceTimeUNet, SpaceTimeUNetConfig(), 1_411_233_860),
+    ],
+)
+def test_released_tensors(name, network, config, parameters):
+    shapes = json.loads(lzma.decompress((DATA / f"{name}.keys.json.xz").read_bytes()))
+    byte = torch.zeros((), dtype=torch.float8_e4m3fn)
+    component = unet_component({key: byte.expand(shape) for key, shape in shapes.items()})
+    assert (component.network, component.config) == (network, config)
+    check_tensors(component.blank(), component.tensors, name)
+    assert sum(tensor.numel() for tensor in component.tensors.values()) == parameters
