@@ -94,11 +94,13 @@ def test_cues_have_neutral_defaults_and_wrong_shapes_are_refused():
 
 def test_weights_get_gradients_where_inference_overwrites():
     network, x, t, text = tiny_higen()
-    found = network(x, t, text)
+    prior = torch.randn(2, 4, 8, 8)
+    found = network(x, t, text, prior)
     with torch.no_grad():
-        torch.testing.assert_close(network(x, t, text), found.detach(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(network(x, t, text, prior), found.detach(), rtol=0, atol=1e-6)
     found.square().mean().backward()
-    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.parameters())
+    idle = [name for name, weight in network.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not idle
 
 
 @pytest.mark.parametrize(
