@@ -1,8 +1,11 @@
 """The published archive, simulated: what is in it, and that the registry's scanner finds nothing to object to."""
 
 import ast
+import os
 import re
 import subprocess
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MEGABYTE = 2**20
 
-KINDS = {".py", ".json", ".jpg", ".md", ".txt", ".toml", ".safetensors"}
+KINDS = {".py", ".json", ".jpg", ".png", ".md", ".txt", ".toml", ".safetensors"}
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "socketserver", "urllib", "urllib3"}
 FORBIDDEN_IMPORTS = NETWORK | {"subprocess", "multiprocessing", "ctypes", "pip", "marshal", "huggingface_hub"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
@@ -23,16 +26,65 @@ FORBIDDEN_ATTRIBUTES = {
 FORBIDDEN_PREFIXES = ("os.exec", "os.spawn", "os.posix_spawn")
 
 
-def listed(*options: str) -> set[str]:
-    """Files of the repository, as git tells them, those to be committed included."""
-    command = ["git", "ls-files", "--cached", "--others", "-z", *options]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return {name for name in found.split("\0") if name and (ROOT / name).is_file()}
+def tree(root: Path) -> set[str]:
+    """Files of the repository, those to be committed included: as git lists them, or walked where there is no git."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    if (root / ".git").exists():  # an unpacked archive may lie inside another repository
+        try:
+            found = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+            return {name for name in found.split("\0") if name and (root / name).is_file()}
+        except (OSError, subprocess.CalledProcessError):
+            pass  # not installed, or it refuses the owner of the folder
+    return walked(root)
 
 
-TREE = listed("--exclude-standard")
-ARCHIVE = sorted(TREE - listed("--ignored", "--exclude-from=.comfyignore"))
+def walked(root: Path) -> set[str]:
+    """All files below `root` but those that .gitignore names."""
+    patterns, found = ["/.git", *patterns_of(root / ".gitignore")], set()
+    for folder, folders, files in os.walk(root):
+        here = Path(folder).relative_to(root)
+        folders[:] = [name for name in folders if not ignored((here / name / "file").as_posix(), patterns)]
+        names = ((here / name).as_posix() for name in files)
+        found |= {name for name in names if not ignored(name, patterns)}
+    return found
+
+
+def patterns_of(path: Path) -> list[str]:
+    """The patterns of a .gitignore or .comfyignore."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file is left out, by gitignore's rules as far as ours need them: /anchored, for folders/, or *any."""
+    parts = name.split("/")
+    for length, part in enumerate(parts, 1):
+        for pattern in patterns:
+            matched = "/".join(parts[:length]) if "/" in pattern.rstrip("/") else part
+            is_folder = length < len(parts)
+            if fnmatchcase(matched, pattern.strip("/")) and (is_folder or not pattern.endswith("/")):
+                return True
+    return False
+
+
+TREE = tree(ROOT)
+COMFYIGNORE = patterns_of(ROOT / ".comfyignore")
+ARCHIVE = sorted(name for name in TREE if not ignored(name, COMFYIGNORE))
 SOURCES = [name for name in ARCHIVE if name.endswith(".py")]
+
+
+def test_the_tree_is_listed_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = {".gitignore", "__init__.py", "web/embedded.png", "training/output/clips.py", "tests/data/a.json"}
+    made = {".venv/bin/python", "output/demo-3.mp4", "runs/a/b/log", "kernels/__pycache__/a.pyc", "nodes/a.pyo"}
+    for name in kept | made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".gitignore").write_text((ROOT / ".gitignore").read_text())
+    assert tree(tmp_path) == kept  # an unpacked archive
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "HEAD").touch()
+    monkeypatch.setenv("PATH", "")
+    assert tree(tmp_path) == kept  # a clone on a machine without git
 
 
 def test_the_archive_holds_the_pack_and_nothing_for_developers():
