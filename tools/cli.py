@@ -22,9 +22,12 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        if arguments[:1] == ["test"] and arguments[1:] not in (["-h"], ["--help"]):
-            return checks.run(Environment(ROOT), arguments[1:])
-        options = make_parser().parse_args(arguments)
+        parser = make_parser()
+        options, others = parser.parse_known_args(arguments)
+        if options.command is run_test:
+            return run_test(options, others)
+        if others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
         return options.command(options)
     except Failure as failure:
         print(failure.detail, f"error: {failure}", sep="\n" if failure.detail else "", file=sys.stderr)
@@ -47,14 +50,22 @@ def make_parser() -> argparse.ArgumentParser:
     make.add_argument("--workflow", default=DEFAULT_WORKFLOW, metavar="NAME", help='default: "%(default)s"')
     make.add_argument("--out", type=Path, metavar="FILE", help="the .mp4 to write (default: output/demo-<seed>.mp4)")
     make.set_defaults(command=run_demo)
-    test = commands.add_parser("test", help="run linter, type checker and all tests")
-    test.add_argument("arguments", nargs="*", metavar="PYTEST ARGUMENT", help="run only pytest, with these arguments")
+    test = commands.add_parser(
+        "test",
+        help="run linter, type checker and all tests",
+        usage="%(prog)s [-h] [--comfyui FOLDER] [--python FILE] [PYTEST ARGUMENT ...]",
+        description="Run linter, type checker and all tests; with arguments of pytest only pytest, with these.",
+        allow_abbrev=False,  # --co is pytest's
+    )
+    test.set_defaults(command=run_test)
     serve = commands.add_parser("serve", help="open the canvas with the pack loaded")
     serve.add_argument("--port", type=int, default=8188, help="default: %(default)s")
     serve.set_defaults(command=run_serve)
-    for command in (make, serve):
+    for command, default in ((make, "its own"), (test, "that of .venv"), (serve, "its own")):
         command.add_argument("--comfyui", type=Path, metavar="FOLDER", help="use this ComfyUI instead of our own")
-        command.add_argument("--python", type=Path, metavar="FILE", help="the Python that runs it (default: its own)")
+        command.add_argument(
+            "--python", type=Path, metavar="FILE", help=f"the Python that runs it (default: {default})"
+        )
     return parser
 
 
@@ -85,6 +96,11 @@ def run_demo(options: argparse.Namespace) -> int:
     out.write_bytes(video)
     say(str(out.resolve()))
     return 0
+
+
+def run_test(options: argparse.Namespace, pytest_arguments: Sequence[str]) -> int:
+    """Run the checks."""
+    return checks.run(Environment(ROOT), options.comfyui, options.python, pytest_arguments)
 
 
 def run_serve(options: argparse.Namespace) -> int:

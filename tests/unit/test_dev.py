@@ -60,6 +60,8 @@ def test_help_names_the_commands():
         (["demo", "--comfyui", "web"], "web is no ComfyUI: expected main.py"),
         (["serve", "--comfyui", "web"], "web is no ComfyUI: expected main.py"),
         (["serve", "--python", "python3"], "--python goes with --comfyui"),
+        (["test", "--comfyui", "web", "-k", "dev"], "web is no ComfyUI: expected main.py"),
+        (["test", "--python", "python3"], "--python goes with --comfyui"),
     ],
 )
 def test_a_failure_is_one_line(arguments: list[str], expected: str):
@@ -399,27 +401,66 @@ def test_a_missing_browser_is_said_and_fails_in_ci(monkeypatch: pytest.MonkeyPat
     assert "this run fails" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("failing", ["", "mypy"])
-def test_every_part_runs_and_one_failing_part_fails_the_run(
-    fresh: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, failing: str
-):
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What the checks would run, each after the names of its ComfyUI and of the Python for it, without set-up."""
     commands = []
-    monkeypatch.setattr(checks, "prepare", lambda environment: None)
+    monkeypatch.setattr(Environment, "prepare", lambda self: None)
+    monkeypatch.setattr(checks, "prepare", lambda environment, comfy: None)
     monkeypatch.setattr(
-        checks, "obtain", lambda environment, release: comfyui.ComfyUI(Path(release.version), Path("p"))
+        checks, "obtain", lambda environment, release: comfyui.ComfyUI(Path(release.version), environment.python)
     )
     monkeypatch.setattr(checks, "browser", lambda: "/usr/bin/chromium")
 
     def call(environment: Environment, comfy: comfyui.ComfyUI, chromium: str, command: list[str]) -> int:
-        commands.append((str(comfy.folder), *command))
-        return int(command[0] == failing)
+        commands.append((comfy.folder.name, comfy.python.name, *command))
+        return 0
 
     monkeypatch.setattr(checks, "_call", call)
-    assert checks.run(fresh, []) == (1 if failing else 0)
-    assert commands[-2:] == [("0.30.0", "pytest"), ("0.20.1", "pytest", *checks.OLDEST_TESTS)]
-    assert [command[1] for command in commands[:-2]] == ["ruff", "ruff", "mypy"]
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "failed: mypy" if failing else last.startswith("all passed: ruff check, ")
+    return commands
+
+
+def test_every_part_runs(fresh: Environment, called: list, capsys: pytest.CaptureFixture):
+    assert checks.run(fresh, None, None, []) == 0
+    name = fresh.python.name
+    assert called[-2:] == [("0.30.0", name, "pytest"), ("0.20.1", name, "pytest", *checks.OLDEST_TESTS)]
+    assert [command[2] for command in called[:-2]] == ["ruff", "ruff", "mypy"]
+    assert capsys.readouterr().out.splitlines()[-1].startswith("all passed: ruff check, ")
+
+
+def test_one_failing_part_fails_the_run(
+    fresh: Environment, called: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(checks, "_call", lambda environment, comfy, chromium, command: int(command[0] == "mypy"))
+    assert checks.run(fresh, None, None, []) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "failed: mypy"
+
+
+@pytest.mark.parametrize("python", [None, Path(sys.executable)])
+def test_tests_on_a_comfyui_of_the_users(tmp_path: Path, fresh: Environment, called: list, monkeypatch, python):
+    folder = make_comfyui(tmp_path / "Mine", "0.25.0")
+    monkeypatch.setattr(cli, "Environment", lambda root: fresh)
+    chosen = ["--comfyui", str(folder), *(["--python", str(python)] if python else [])]
+    name = (python or fresh.python).name
+    assert cli.main(["test", *chosen]) == 0
+    assert called[-1] == ("Mine", name, "pytest") and len(called) == 4
+    called.clear()
+    # Where they stand does not matter; pytest's --co is not taken for --comfyui.
+    assert cli.main(["test", "-k", "a or b", *chosen, "--co", "tests/unit", "-x"]) == 0
+    assert called == [("Mine", name, "pytest", "-k", "a or b", "--co", "tests/unit", "-x")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("echo No module named pytest >&2; exit 1", "No module named pytest"), (None, "No such")]
+)
+def test_a_python_that_cannot_run_the_tests(tmp_path: Path, fresh: Environment, called: list, content, message):
+    folder, python = make_comfyui(tmp_path / "Mine", "0.25.0"), tmp_path / "python"
+    if content:
+        python.write_text(f"#!/bin/sh\n{content}\n")
+        python.chmod(0o755)
+    with pytest.raises(Failure, match=message):
+        checks.run(fresh, folder, python, [])
+    assert not called
 
 
 def test_the_default_workflow_is_there():
