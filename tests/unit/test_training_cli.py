@@ -15,42 +15,20 @@ from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
 from weft.training.data.video_files import read_video, write_video
 from weft.training.sample import Sampler
 
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
-SMALL = ["data.size=16", "data.frames=4", "data.count=20", "run.batch_size=2", "run.precision=float32", "run.steps=2"]
-SMALL += ["run.validation_clips=2"]
-CHANNELS = ["network.z_channels=4", "network.embed_dim=4", "crops.size=8", "crops.steps=1"]
-AUTOENCODER = [
-    *SMALL,
-    "network.n_hiddens=4",
-    "network.downsample=[2, 4, 4]",
-    *CHANNELS,
-    "crops.size=8",
-    "crops.steps=1",
-    "loss.discriminator_channels=[4, 8]",
-]
-TEXT_TO_VIDEO = [
-    *SMALL,
-    "network.in_channels=4",
-    "network.out_channels=4",
-    "network.model_channels=8",
-    "network.channel_mult=[1, 2]",
-    "network.num_heads=2",
-]
-TEXT_TO_VIDEO += ["network.num_res_blocks=1", "network.context_width=16", "text_encoder.width=16"]
-TEXT_TO_VIDEO += ["text_encoder.layers=1", "text_encoder.heads=2", "autoencoder.clips=0"]
+TINY = Path(__file__).parents[1] / "data" / "training"
 
 
 def train(recipe: str, folder: Path, *settings: str) -> int:
     changes = [part for setting in settings for part in ("--set", setting)]
-    return main(["train", str(RECIPES / f"{recipe}.toml"), "--out", str(folder), "--device", "cpu", *changes])
+    return main(["train", str(TINY / f"{recipe}.toml"), "--out", str(folder), "--device", "cpu", *changes])
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the finished runs `ae` and `t2v`."""
     folder = tmp_path_factory.mktemp("runs")
-    assert train("demo_lvdm_autoencoder", folder / "ae", *AUTOENCODER) == 0
-    assert train("demo_lvdm", folder / "t2v", *TEXT_TO_VIDEO, f"autoencoder.path={folder / 'ae'}") == 0
+    assert train("autoencoder", folder / "ae") == 0
+    assert train("text_to_video", folder / "t2v", f"autoencoder.path={folder / 'ae'}") == 0
     return folder
 
 
@@ -162,7 +140,7 @@ def test_autoencoder_can_be_exported_alone(runs, tmp_path):
 def test_an_exported_autoencoder_can_be_trained_on(runs, tmp_path):
     assert main(["export", str(runs / "ae"), "--out", str(tmp_path / "vae.safetensors")]) == 0
     path = f"autoencoder.path={tmp_path / 'vae.safetensors'}"
-    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, path) == 0
+    assert train("text_to_video", tmp_path / "run", path) == 0
 
 
 def test_samples_depend_on_seed_and_caption(runs, tmp_path):
@@ -226,14 +204,14 @@ def test_the_first_stage_is_checked(runs, tmp_path, capsys):
         (runs / "absent", "does not exist; train the autoencoder or name its run folder"),
         (runs / "t2v", "is a run of text_to_video, expected an autoencoder's"),
     ):
-        assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, f"autoencoder.path={path}") == 2
+        assert train("text_to_video", tmp_path / "run", f"autoencoder.path={path}") == 2
         assert message in capsys.readouterr().err
     stage = f"autoencoder.path={runs / 'ae'}"
-    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, stage, "text_encoder.max_tokens=5") == 2
+    assert train("text_to_video", tmp_path / "run", stage, "text_encoder.max_tokens=5") == 2
     assert "text_encoder.max_tokens: found 5, expected at least" in capsys.readouterr().err
-    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, stage, "network.in_channels=3") == 2
+    assert train("text_to_video", tmp_path / "run", stage, "network.in_channels=3") == 2
     assert "network.in_channels: found 3, the autoencoder has 4" in capsys.readouterr().err
-    assert train("demo_lvdm", tmp_path / "run", *TEXT_TO_VIDEO, stage, "text_encoder.width=32") == 2
+    assert train("text_to_video", tmp_path / "run", stage, "text_encoder.width=32") == 2
     assert "network.context_width: found 16, the text encoder has 32" in capsys.readouterr().err
 
 
