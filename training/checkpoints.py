@@ -57,7 +57,9 @@ def read(path: Path) -> State:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", path.name))
+    """Checkpoints by rising step."""
+    found = ((re.fullmatch(r"step-(\d+)\.pt", path.name), path) for path in folder.glob("step-*.pt"))
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def random_state() -> State:

@@ -28,7 +28,7 @@ from .ema import Ema
 from .metrics import Meter, MetricsFile, draw_curves, read_rows
 from .revision import git_revision
 from .settings import to_table, to_toml
-from .task import Task
+from .task import Batch, Task
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -79,6 +79,7 @@ class Trainer:
         self.seconds = 0.0
         self.mixed = uses_bf16(recipe.run.precision, device)
         self._signal: int | None = None
+        self._between_steps = True
 
     def restore(self, state: checkpoints.State) -> None:
         """Continue from a checkpoint's state."""
@@ -95,10 +96,11 @@ class Trainer:
     def run(self, max_steps: int | None = None) -> int | None:
         """Train to the recipe's end or for `max_steps` and write a checkpoint; returns the signal that ended it early.
 
-        Raises TrainingError when a loss is not finite.
+        Raises TrainingError when a loss or a weight is not finite. After any other error between two steps a checkpoint
+        is written before it is raised again.
         """
         settings = self.recipe.run
-        last = settings.steps if max_steps is None else min(settings.steps, self.step + max_steps)
+        first, last = self.step, settings.steps if max_steps is None else min(settings.steps, self.step + max_steps)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
         self._write_description()
         clips = ShuffledClips(self.task.clip_count, self.recipe.seed)
@@ -118,13 +120,20 @@ class Trainer:
                     self._finish_interval()
                 else:
                     self.save()
+        except TrainingError:
+            raise
+        except Exception:
+            if self._between_steps and self.step > first:
+                self._rescue()
+            raise
         finally:
             queue.close()
             bar.close()
         return self._signal
 
     def save(self) -> Path:
-        """Write a checkpoint of everything; returns its path."""
+        """Write a checkpoint of everything; returns its path. Raises TrainingError instead when it would be useless."""
+        self._require_finite()
         networks = self.task.networks | self.task.companions
         state = {
             "format": FORMAT,
@@ -147,15 +156,12 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
-        accumulation = self.recipe.run.accumulation
-        for _ in range(accumulation):
-            batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in queue.take())
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
-                losses = self.task.losses(batch, self.step)
-            for name, objective in losses.objectives.items():
-                (objective / accumulation).backward(inputs=self.parameters[name])
-            self.meter.add(losses.metrics)
-        for name in losses.objectives:
+        # Data first: a clip that cannot be read leaves the state between two steps.
+        batches = [queue.take() for _ in range(self.recipe.run.accumulation)]
+        with self._undone_on_error():
+            objectives = self._gradients(batches)
+        self._between_steps = False
+        for name in objectives:
             if self.recipe.optimization.gradient_clip:
                 norm = nn.utils.clip_grad_norm_(self.parameters[name], self.recipe.optimization.gradient_clip)
                 self.meter.add({f"{name}_gradient_norm": norm})
@@ -163,6 +169,52 @@ class Trainer:
         self.ema.update(self.task.networks)
         self.step += 1
         self.clips_seen = queue.position
+        self._between_steps = True
+
+    def _gradients(self, batches: list[Batch]) -> list[str]:
+        """Add up the gradients of one step; returns the objectives that have any."""
+        for batch in batches:
+            batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed):
+                losses = self.task.losses(batch, self.step)
+            for name, objective in losses.objectives.items():
+                (objective / len(batches)).backward(inputs=self.parameters[name])
+            self.meter.add(losses.metrics)
+        return list(losses.objectives)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Put back random states, running means and buffers when what is inside fails: weights do not change there."""
+        random_state, meter = checkpoints.random_state(), self.meter.state_dict()
+        networks = (self.task.networks | self.task.companions).values()
+        buffers = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+        try:
+            yield
+        except BaseException:
+            checkpoints.set_random_state(random_state)
+            self.meter.load_state_dict(meter, self.device)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            raise
+
+    def _require_finite(self) -> None:
+        """Raise TrainingError when a loss since the last row or a weight is not finite."""
+        broken = [name for name, total in self.meter.totals.items() if not total.isfinite()]
+        for role, network in (self.task.networks | self.task.companions).items():
+            broken += [f"{role}.{name}" for name, weight in network.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise TrainingError(
+                f"{', '.join(broken[:3])}{more} not finite at step {self.step}; no checkpoint was written. "
+                "Continue from the last one with a lower learning rate"
+            )
+
+    def _rescue(self) -> None:
+        """Write a checkpoint because of an error, which is more important than one of the writing."""
+        try:
+            log.error("stopped by an error; everything up to step %d is in %s", self.step, self.save())
+        except Exception as error:
+            log.error("no checkpoint of step %d could be written: %s", self.step, error)
 
     def _log(self) -> dict[str, str]:
         """Append a row of means; returns what the progress bar shows."""
