@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all without one")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="quarter: half the width, a quarter of the work")
     parser.add_argument("--batch", type=int, default=1, help="videos per call; guidance uses 2")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=_device, default=torch.device("cpu"), help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--repeat", type=int, default=5, help="timed calls of each network, in turns")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice without it")
@@ -71,8 +71,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     unknown = [name for name in options.names if name not in CASES]
     if unknown:
         parser.error(f"unknown case {unknown[0]}, expected one of {', '.join(CASES)}")
-    if min(options.batch, options.repeat) < 1:
-        parser.error("--batch and --repeat must be at least 1")
-    if options.device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device here, use --device cpu")
+    if min(options.batch, options.repeat) < 1 or options.threads is not None and options.threads < 1:
+        parser.error("--batch, --repeat and --threads must be at least 1")
+    if options.json:
+        try:  # now, not when all is measured
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.open("a").close()
+        except OSError as error:
+            parser.error(f"--json {options.json}: cannot be written: {error.strerror}")
     return options
+
+
+def _device(text: str) -> torch.device:
+    """Read a device that this module can measure on and that is there."""
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of cpu, cuda and cuda:N")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise argparse.ArgumentTypeError(f"{text!r}: torch finds {found or 'no'} CUDA devices here, use another or cpu")
+    return device

@@ -7,9 +7,11 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import demo
+from .cli import seed
 from .comfyui import locate
 from .console import Failure, say
 from .environment import Environment
@@ -18,25 +20,38 @@ from .server import running
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run from the command line; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m weft.tools.batch", description=__doc__)
     parser.add_argument("prompts", type=Path, help="text file with a prompt per line")
     parser.add_argument("--workflow", default="LVDM text to video", help='default: "%(default)s"')
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the first prompt (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the videos and captions.jsonl")
     parser.add_argument("--comfyui", type=Path, help="use this ComfyUI instead of the one in .venv")
-    options = parser.parse_args()
-    prompts = [line.strip() for line in options.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    options = parser.parse_args(arguments)
     try:
-        generate(prompts, options.workflow, options.seed, options.out, options.comfyui)
+        generate(read_prompts(options.prompts), options.workflow, options.seed, options.out, options.comfyui)
     except Failure as failure:
-        print(failure.detail, f"error: {failure}", sep="\n", file=sys.stderr)
+        print(failure.detail, f"error: {failure}", sep="\n" if failure.detail else "", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def generate(prompts: list[str], workflow: str, seed: int, out: Path, comfyui: Path | None = None) -> None:
+def read_prompts(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty; raises Failure where there are none."""
+    try:
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise Failure(f"{path} is not text in UTF-8 ({error.reason}): expected a prompt per line") from error
+    if not prompts:
+        raise Failure(f"{path} is empty: expected a prompt per line")
+    return prompts
+
+
+def generate(prompts: Sequence[str], workflow: str, first_seed: int, out: Path, comfyui: Path | None = None) -> None:
     """Write `NNNN.mp4` per prompt and captions.jsonl; raises Failure as `demo.run` does."""
     out.mkdir(parents=True, exist_ok=True)
     place = locate(Environment(ROOT), comfyui, None)
@@ -45,7 +60,7 @@ def generate(prompts: list[str], workflow: str, seed: int, out: Path, comfyui: P
             for index, prompt in enumerate(prompts):
                 graph = demo.load_graph(ROOT / "workflows" / "api", workflow)
                 demo.set_prompt(graph, prompt)
-                demo.set_seed(graph, seed + index)
+                demo.set_seed(graph, first_seed + index)
                 name = f"{index:04}.mp4"
                 (out / name).write_bytes(demo.run(server, graph))
                 captions.write(json.dumps({"file": name, "caption": prompt}) + "\n")

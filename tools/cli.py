@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     test.set_defaults(command=run_test)
     serve = commands.add_parser("serve", help="open the canvas with the pack loaded")
-    serve.add_argument("--port", type=int, default=8188, help="default: %(default)s")
+    serve.add_argument("--port", type=port, default=8188, help="default: %(default)s")
     serve.set_defaults(command=run_serve)
     for command, default in ((make, "its own"), (test, "that of .venv"), (serve, "its own")):
         command.add_argument("--comfyui", type=Path, metavar="FOLDER", help="use this ComfyUI instead of our own")
@@ -73,6 +73,13 @@ def seed(text: str) -> int:
     """Read a seed as ComfyUI takes it."""
     if not text.isdecimal() or int(text) >= 2**64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Read a port that a server can listen on."""
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 65535")
     return int(text)
 
 

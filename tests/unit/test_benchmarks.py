@@ -189,7 +189,7 @@ def test_quarter_is_half_as_wide(name):
 
 
 def test_json_and_table(tmp_path, capsys):
-    file = tmp_path / "benchmark.json"
+    file = tmp_path / "results" / "benchmark.json"
     assert cli.main([QUICK, "--repeat", "3", "--threads", "1", "--json", str(file)]) == 0
     written = json.loads(file.read_text())
     environment = written["environment"]
@@ -223,7 +223,17 @@ def test_unequal_outputs_are_refused(monkeypatch, capsys, value):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["lvdm-unet-c"], "unknown case lvdm-unet-c, expected one of lvdm-unet-a"), (["--repeat", "0"], "at least 1")],
+    [
+        (["lvdm-unet-c"], "unknown case lvdm-unet-c, expected one of lvdm-unet-a"),
+        (["--repeat", "0"], "--repeat and --threads must be at least 1"),
+        (["--threads", "-1"], "must be at least 1"),
+        (["--threads", "0"], "must be at least 1"),
+        (["--device", "foo"], "'foo' is none of cpu, cuda and cuda:N"),
+        (["--device", "mps"], "'mps' is none of"),
+        (["--device", "meta"], "'meta' is none of"),
+        (["--device", "cuda:99"], "CUDA devices here"),
+        (["--json", "."], "cannot be written: Is a directory"),
+    ],
 )
 def test_wrong_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from weft.tools import checks, cli, comfyui, demo, environment, server
+from weft.tools import batch, checks, cli, comfyui, demo, environment, server
 from weft.tools.console import Failure
 from weft.tools.environment import Environment, explain
 from weft.tools.websocket import WebSocket
@@ -85,6 +85,25 @@ def test_a_busy_port_is_named():
 def test_a_seed_out_of_range_is_refused(text: str):
     done = dev("demo", f"--seed={text}")
     assert done.returncode == 2 and "is not a whole number from 0 to 2^64 - 1" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["99999", "-5", "0", "http"])
+def test_a_port_out_of_range_is_refused(text: str):
+    done = dev("serve", f"--port={text}")
+    assert done.returncode == 2 and "is not a whole number from 1 to 65535" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "No such file"), (b"\n \n", "is empty"), (b"\xff\xfe", "is not text in UTF-8")]
+)
+def test_prompts_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture, content, message: str):
+    prompts = tmp_path / "prompts.txt"
+    if content is not None:
+        prompts.write_bytes(content)
+    assert batch.main([str(prompts), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and str(prompts) in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch):
