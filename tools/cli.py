@@ -18,9 +18,11 @@ DEFAULT_WORKFLOW = "LVDM text to video"
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command and return the exit code; a failure is one line, not a traceback."""
-    # Both raise an exception, which stops the server; a background job starts with the first one ignored.
+    # Each raises an exception, which stops the server; a background job starts with the first one ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _leave)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # not there on Windows; nohup
+        signal.signal(signal.SIGHUP, _leave)
     try:
         parser = make_parser()
         options, others = parser.parse_known_args(arguments)
@@ -38,6 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(128 + number)
 
 
 def make_parser() -> argparse.ArgumentParser:

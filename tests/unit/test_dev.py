@@ -1,17 +1,13 @@
 """dev.py: set-up that resumes, failures in one line, and the way from a prompt to a file."""
 
-import base64
 import hashlib
-import json
 import runpy
 import shutil
+import signal
 import socket
-import struct
 import subprocess
 import sys
-import threading
 from collections import namedtuple
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -19,7 +15,6 @@ import pytest
 from weft.tools import batch, checks, cli, comfyui, demo, environment, server
 from weft.tools.console import Failure
 from weft.tools.environment import Environment, explain
-from weft.tools.websocket import WebSocket
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,6 +105,44 @@ def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     with pytest.raises(SystemExit, match=r"^error: Weft needs Python 3\.10 to 3\.13"):
         runpy.run_path(str(ROOT / "dev.py"))
+
+
+WAITING = """
+import signal, sys, time
+from weft.tools import cli
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def wait(options):
+    try:
+        print("up", flush=True)
+        time.sleep(float(sys.argv[1]))
+    finally:
+        print("stopped", flush=True)
+cli.run_serve = wait
+cli.main(["serve"])
+"""
+
+
+def signalled(name: str, *arguments: str) -> subprocess.Popen:
+    """A command that got a signal while it waited; its server is stopped by what it does on the way out."""
+    process = subprocess.Popen([sys.executable, "-c", WAITING, *arguments], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(getattr(signal, name))
+    return process
+
+
+@pytest.mark.parametrize("name", [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)])
+def test_a_signal_stops_the_server(name: str):
+    process = signalled(name, "60")
+    assert process.communicate(timeout=30)[0] == b"stopped\n"
+    assert process.returncode == 128 + getattr(signal, name)
+
+
+@pytest.mark.parametrize("name", [name for name in ("SIGHUP",) if hasattr(signal, name)])
+def test_nohup_keeps_the_server(name: str):
+    process = signalled(name, "1", "nohup")
+    assert process.communicate(timeout=30)[0] == b"stopped\n"
+    assert process.returncode == 0
 
 
 # Set-up
@@ -329,81 +362,6 @@ def test_the_saved_video_is_found_among_the_outputs():
     )
     with pytest.raises(Failure, match="saved no video"):
         demo.saved_video({"1": {"images": [image]}})
-
-
-# The WebSocket
-
-
-def frame(opcode: int, data: bytes, last: bool = True) -> bytes:
-    head = bytes([opcode | 0x80 * last])
-    if len(data) < 126:
-        return head + bytes([len(data)]) + data
-    if len(data) < 65536:
-        return head + b"\x7e" + struct.pack(">H", len(data)) + data
-    return head + b"\x7f" + struct.pack(">Q", len(data)) + data
-
-
-@pytest.fixture
-def serve_frames() -> Iterable[Callable]:
-    """Start a server that greets one client as RFC 6455 says, sends frames, and keeps what it gets back."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    received = bytearray()
-
-    def answer(frames: list[bytes], status: bytes) -> None:
-        connection, _ = listener.accept()
-        with connection:
-            request = connection.recv(4096)
-            key = request.split(b"Sec-WebSocket-Key: ")[1].split(b"\r\n")[0]
-            accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-            connection.sendall(b"HTTP/1.1 " + status + b"\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n")
-            connection.sendall(b"".join(frames))
-            connection.shutdown(socket.SHUT_WR)
-            while piece := connection.recv(4096):
-                received.extend(piece)
-
-    threads = []
-
-    def start(frames: list[bytes], status: bytes = b"101 Switching Protocols") -> tuple[int, bytearray]:
-        threads.append(threading.Thread(target=answer, args=(frames, status)))
-        threads[-1].start()
-        return listener.getsockname()[1], received
-
-    yield start
-    for thread in threads:
-        thread.join(timeout=10)
-    listener.close()
-
-
-def test_the_websocket_reads_every_kind_of_frame(serve_frames: Callable):
-    texts = [json.dumps({"text": "x" * length}).encode() for length in (3, 300, 70000)]
-    split = [frame(0x1, b'{"a":', last=False), frame(0x9, b"ping"), frame(0x0, b"1}")]
-    port, received = serve_frames(
-        [frame(0x2, b"preview"), *(frame(0x1, text) for text in texts), *split, frame(0x8, b"")]
-    )
-    client = WebSocket("127.0.0.1", port, "/ws")
-    messages = list(client.messages())
-    client.close()
-    assert [len(message.get("text", "")) for message in messages] == [3, 300, 70000, 0]
-    assert messages[-1] == {"a": 1}
-    pong, length, mask, data = received[0], received[1], received[2:6], received[6:]
-    assert (pong, length) == (0x8A, 0x80 | 4)
-    assert bytes(byte ^ mask[i % 4] for i, byte in enumerate(data)) == b"ping"
-
-
-def test_the_websocket_says_when_the_server_goes_away(serve_frames: Callable):
-    port, _ = serve_frames([frame(0x1, b'{"a": 1}'), b"\x81\x05{"])
-    client = WebSocket("127.0.0.1", port, "/ws")
-    messages = client.messages()
-    assert next(messages) == {"a": 1}
-    with pytest.raises(ConnectionError, match="closed the connection"):
-        next(messages)
-    client.close()
-
-
-def test_the_websocket_needs_a_server_that_speaks_it(serve_frames: Callable):
-    port, _ = serve_frames([], status=b"404 Not Found")
-    with pytest.raises(ConnectionError, match="404 Not Found"):
-        WebSocket("127.0.0.1", port, "/ws")
 
 
 # The checks
