@@ -27,7 +27,7 @@ class AutoencoderTask:
         self.device = device
         if recipe.crops.steps and recipe.crops.size > recipe.data.size:
             raise RecipeError(f"crops.size: found {recipe.crops.size}, expected at most data.size = {recipe.data.size}")
-        self.clips = open_clips(recipe.data, "train")
+        self.clips, self.held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
         self.clip_count = len(self.clips)
         self.autoencoder = VideoAutoencoder(recipe.network).to(device)
         if recipe.initialization == "resampling":
@@ -45,9 +45,9 @@ class AutoencoderTask:
             "discriminator": list(self.discriminator.parameters()),
         }
 
-    def batch(self, indices: Tensor) -> Batch:
+    def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Clips (B, T, H, W, 3) uint8."""
-        return (stack_videos(self.clips, indices.tolist())[0],)
+        return (stack_videos(self.clips, indices.tolist(), epochs.tolist())[0],)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """The autoencoder's loss, and from its first step on the discriminator's."""
@@ -87,10 +87,9 @@ class AutoencoderTask:
         """Mean absolute error and PSNR (dB, frames in 0..1) of held-out clips through the posterior's mean."""
         network = networks["vae"]
         assert isinstance(network, VideoAutoencoder)
-        held_out = open_clips(self.recipe.data, "held_out")
         absolute, decibels = [], []
-        for index in range(min(self.recipe.run.validation_clips, len(held_out))):
-            video = to_pixels(stack_videos(held_out, [index])[0].to(self.device))
+        for index in range(min(self.recipe.run.validation_clips, len(self.held_out))):
+            video = to_pixels(stack_videos(self.held_out, [index])[0].to(self.device))
             error = network.decode(network.encode(video)).clamp(-1, 1) - video
             absolute.append(error.abs().mean())
             decibels.append(-10 * (error / 2).square().mean().log10())

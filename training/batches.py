@@ -23,15 +23,15 @@ class ShuffledClips:
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
-    def take(self, position: int, length: int) -> Tensor:
-        """Clip numbers (length,) at `position` of the endless sequence."""
-        parts = []
+    def take(self, position: int, length: int) -> tuple[Tensor, Tensor]:
+        """Clip numbers (length,) at `position` of the endless sequence, and the epochs (length,) they belong to."""
+        parts, epochs = [], torch.arange(position, position + length) // self.count
         while length:
             epoch, start = divmod(position, self.count)
             part = self._permutation(epoch)[start : start + length]
             parts.append(part)
             position, length = position + len(part), length - len(part)
-        return torch.cat(parts)
+        return torch.cat(parts), epochs
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
@@ -43,7 +43,9 @@ class ShuffledClips:
 class BatchQueue:
     """The batches of a training run in order, the next one loaded in a second thread."""
 
-    def __init__(self, load: Callable[[Tensor], Batch], clips: ShuffledClips, batch_size: int, position: int) -> None:
+    def __init__(
+        self, load: Callable[[Tensor, Tensor], Batch], clips: ShuffledClips, batch_size: int, position: int
+    ) -> None:
         self.position = position
         """Clips handed out so far."""
         self._load, self._clips, self._batch_size = load, clips, batch_size
@@ -62,4 +64,4 @@ class BatchQueue:
         self._pool.shutdown(cancel_futures=True)
 
     def _submit(self) -> Future[Batch]:
-        return self._pool.submit(self._load, self._clips.take(self.position, self._batch_size))
+        return self._pool.submit(self._load, *self._clips.take(self.position, self._batch_size))

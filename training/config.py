@@ -23,14 +23,14 @@ class MovingShapesData(MovingShapesConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderData:
-    """Videos with captions in a folder."""
+    """Videos, or folders of frames, with captions in a folder."""
 
     kind: Literal["folder"] = setting("folder", doc="videos (and captions) in a folder")
-    path: str = setting(doc="folder with the videos and captions.jsonl or one .txt per video")
+    path: str = setting(doc="folder with videos or folders of frames (jpg, png), and captions.jsonl or a .txt each")
     size: int = setting(256, minimum=8, doc="frames: short side resized to this, centre cropped to a square (pixels)")
     frames: int = setting(16, minimum=1, doc="consecutive frames of a clip")
     stride: int = setting(1, minimum=1, doc="every n-th frame of the video is used")
-    seed: int = setting(0, minimum=0, doc="decides where in its video each clip begins")
+    seed: int = setting(0, minimum=0, doc="decides with the epoch where in its video each clip begins")
     held_out: int = setting(16, minimum=0, doc="videos at the end of the sorted list kept for validation")
 
 

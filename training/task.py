@@ -34,8 +34,11 @@ class Task(Protocol):
         """The parameters of each optimizer, by objective."""
         ...
 
-    def batch(self, indices: Tensor) -> Batch:
-        """The clips (B,) of the training set; called in a second thread, uses no global generator."""
+    def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
+        """The clips (B,) of the training set as their epochs (B,) see them.
+
+        It is called in a second thread and uses no global generator.
+        """
         ...
 
     def losses(self, batch: Batch, step: int) -> Losses:

@@ -61,8 +61,8 @@ class TextToVideoTask:
         """One optimizer for all networks."""
         return {"denoiser": [part for network in self.networks.values() for part in network.parameters()]}
 
-    def batch(self, indices: Tensor) -> Batch:
-        """Moments (B, Z, T, H, W) twice and tokens (B, N)."""
+    def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
+        """Moments (B, Z, T, H, W) twice and tokens (B, N), the same in every epoch."""
         latents = self.train_latents
         return latents.mean[indices], latents.logvar[indices], self.tokens[indices]
 

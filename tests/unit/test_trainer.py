@@ -242,13 +242,15 @@ def test_learning_rate_warms_up_and_decays():
 
 def test_every_epoch_has_all_clips_in_an_own_order():
     clips = ShuffledClips(7, seed=3)
-    whole = clips.take(0, 21).tolist()
+    numbers, of = clips.take(0, 21)
+    assert of.tolist() == [0] * 7 + [1] * 7 + [2] * 7
+    whole = numbers.tolist()
     epochs = [whole[start : start + 7] for start in (0, 7, 14)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     again = ShuffledClips(7, seed=3)
-    assert [index for position in range(0, 21, 3) for index in again.take(position, 3).tolist()] == whole
-    assert ShuffledClips(7, seed=4).take(0, 21).tolist() != whole
+    assert [index for position in range(0, 21, 3) for index in again.take(position, 3)[0].tolist()] == whole
+    assert ShuffledClips(7, seed=4).take(0, 21)[0].tolist() != whole
     with pytest.raises(InputError, match="no clips"):
         ShuffledClips(0, seed=3)
 

@@ -1,15 +1,12 @@
 """Recipes: every error says where, what was found and what was expected; the shipped ones are the papers' numbers."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder
-from weft.training.config import AutoencoderRecipe, FolderData, TextToVideoRecipe, override, read_recipe, read_table
-from weft.training.data.folder import FolderClips
-from weft.training.data.moving_shapes import MovingShapesConfig, write_dataset
+from weft.training.config import AutoencoderRecipe, TextToVideoRecipe, override, read_recipe, read_table
 from weft.training.discriminator import PatchDiscriminator
 from weft.training.settings import RecipeError, describe, to_table, to_toml
 
@@ -102,29 +99,3 @@ def test_released_networks_have_their_parameter_counts():
         )
     assert sum(p.numel() for p in autoencoder.parameters()) == 19_446_759
     assert sum(p.numel() for p in discriminator.parameters()) == 2_765_633
-
-
-def test_folder_clips(tmp_path):
-    write_dataset(tmp_path, 3, MovingShapesConfig(size=32, frames=9, count=3, seed=1))
-    captions = [json.loads(line)["caption"] for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
-    settings = FolderData(path=str(tmp_path), size=16, frames=4, stride=2, held_out=1)
-    clips = FolderClips(settings, "train")
-    assert len(clips) == 2 and len(FolderClips(settings, "held_out")) == 1
-    frames, caption = clips[1]
-    assert frames.shape == (4, 16, 16, 3) and str(frames.dtype) == "uint8"
-    assert caption == captions[1]
-    assert (clips[1][0] == frames).all()
-
-    (tmp_path / "captions.jsonl").unlink()
-    (tmp_path / "00001.txt").write_text("words\n")
-    assert FolderClips(settings, "train").captions == ["", "words"]
-    too_long = FolderClips(FolderData(path=str(tmp_path), frames=6, stride=2, held_out=0), "train")
-    with pytest.raises(RecipeError, match="00000.mp4: 9 frames, expected at least 11"):
-        too_long[0]
-    with pytest.raises(RecipeError, match="3 videos in .*, expected more than data.held_out = 3"):
-        FolderClips(FolderData(path=str(tmp_path), held_out=3), "train")
-    with pytest.raises(RecipeError, match="no such folder of videos"):
-        FolderClips(FolderData(path=str(tmp_path / "absent")), "train")
-    (tmp_path / "captions.jsonl").write_text('{"file": "00000.mp4"}\n')
-    with pytest.raises(RecipeError, match="captions.jsonl, line 1"):
-        FolderClips(settings, "train")

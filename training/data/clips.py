@@ -22,7 +22,13 @@ class Clips(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, str]: ...
+    def load(self, index: int, epoch: int = 0) -> tuple[np.ndarray, str]:
+        """A clip as an epoch sees it."""
+        ...
+
+    def fingerprint(self, count: int) -> list[object]:
+        """What the first `count` clips depend on beside the settings; plain values."""
+        ...
 
 
 def open_clips(data: Data, split: Split) -> Clips:
@@ -36,7 +42,8 @@ def to_pixels(frames: Tensor) -> Tensor:
     return frames.movedim(-1, 1).contiguous().to(torch.float32).div(127.5).sub(1)
 
 
-def stack_videos(clips: Clips, indices: list[int]) -> tuple[Tensor, list[str]]:
-    """Clips (B, T, H, W, 3) uint8 and their captions."""
-    videos, captions = zip(*(clips[index] for index in indices), strict=True)
+def stack_videos(clips: Clips, indices: list[int], epochs: list[int] | None = None) -> tuple[Tensor, list[str]]:
+    """Clips (B, T, H, W, 3) uint8, each as its epoch (by default the first) sees it, and their captions."""
+    epochs = [0] * len(indices) if epochs is None else epochs
+    videos, captions = zip(*(clips.load(*each) for each in zip(indices, epochs, strict=True)), strict=True)
     return torch.from_numpy(np.stack(videos)), list(captions)

@@ -202,6 +202,14 @@ class MovingShapes:
         clip = self.clip(index)
         return render(clip), clip.spec.caption()
 
+    def load(self, index: int, epoch: int = 0) -> tuple[np.ndarray, str]:
+        """Return a clip, the same in every epoch."""
+        return self[index]
+
+    def fingerprint(self, count: int) -> list[object]:
+        """Return nothing: the clips depend on the settings alone."""
+        return []
+
 
 def held_out_captions(count: int, seed: int, config: MovingShapesConfig | None = None) -> list[str]:
     """Return distinct held-out captions in the training set's proportion of one and two objects.

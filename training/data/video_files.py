@@ -1,10 +1,14 @@
 """Reading and writing video files with PyAV."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from ..settings import InputError
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> None:
@@ -24,13 +28,51 @@ def write_video(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> No
 
 
 def read_video(path: Path) -> tuple[np.ndarray, float]:
-    """Return the frames of the first video stream, uint8 (T, H, W, 3), and frames per second; ValueError if none."""
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path} has no video stream")
+    """Return the frames of the first video stream, uint8 (T, H, W, 3), and frames per second.
+
+    Raises InputError when there are none.
+    """
+    with _open(path) as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         rate = stream.average_rate
     if not frames or rate is None:
-        raise ValueError(f"{path}: no frame could be decoded")
+        raise InputError(f"{path}: no frame could be decoded")
     return np.stack(frames), float(rate)
+
+
+def count_frames(path: Path) -> int:
+    """Frames of the first video stream: as its header says, else its packets. Only the first frame is decoded.
+
+    Raises InputError for a file whose first frame cannot be decoded.
+    """
+    with _open(path) as container:
+        count: int = container.streams.video[0].frames
+        if next(container.decode(video=0), None) is None:
+            raise InputError(f"{path}: no frame could be decoded")
+    if not count:
+        with _open(path) as container:
+            count = sum(packet.size > 0 for packet in container.demux(video=0))
+    return count
+
+
+def read_frames(path: Path, chosen: range) -> list[av.VideoFrame]:
+    """The chosen frames of the first video stream; raises InputError when it ends before or cannot be decoded."""
+    with _open(path) as container:
+        decoded = zip(range(chosen.stop), container.decode(video=0), strict=False)
+        frames = [frame for number, frame in decoded if number in chosen]
+    if len(frames) < len(chosen):
+        raise InputError(f"{path}: {len(frames)} of the frames {chosen} could be decoded, expected {len(chosen)}")
+    return frames
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[av.container.InputContainer]:
+    """A file with a video stream; what the decoder says of it afterwards becomes an InputError with its name too."""
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path}: no video stream")
+            yield container
+    except av.FFmpegError as error:
+        raise InputError(f"{path}: cannot be read as a video: {error.strerror}") from error
