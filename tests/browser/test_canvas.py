@@ -1,11 +1,14 @@
-"""Every workflow as an artist meets it: opened on the canvas, without a red node, and queued from there."""
+"""Every workflow as an artist meets it: opened on the canvas, without a red node, queued from there, and seen."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from weft.tools.clips import clips
 from weft.tools.workflows import build
+from weft.training.data.tracker import score
+from weft.training.data.video_files import read_video
 
 WORKFLOWS = sorted((Path(__file__).resolve().parents[2] / "workflows").glob("*.json"))
 
@@ -101,13 +104,18 @@ def _twins() -> list[Path]:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow(page, client, info, artefacts, path):
     text = path.read_text(encoding="utf-8")
+    api = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
     assert not load(page, json.loads(text))
-    assert_same_prompt(page, json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")), info)
+    assert_same_prompt(page, api, info)
     screenshot(page, artefacts / f"{path.stem}.png")
     answer = queue(page)
     assert not answer["node_errors"]
-    status = client.wait(answer["prompt_id"])["status"]
-    assert status["status_str"] == "success", status["messages"]
+    entry = client.wait(answer["prompt_id"])
+    assert entry["status"]["status_str"] == "success", entry["status"]["messages"]
+    frames = read_video(client.video(entry["outputs"]))[0]
+    for clip in clips(api):
+        found = score(frames[clip.frames], clip.caption)
+        assert found.colour and found.shape and found.direction and found.background, (clip, found)
 
 
 def test_our_nodes_explain_themselves_on_the_canvas(page, info):

@@ -1,0 +1,49 @@
+"""Which caption holds for which frames of a workflow's video."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from weft.tools.clips import Clip, clips
+from weft.tools.console import Failure
+
+API = Path(__file__).resolve().parents[2] / "workflows" / "api"
+
+
+def load(name: str) -> dict:
+    return json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def texts(graph: dict) -> dict[str, str]:
+    """Texts by the titles of their nodes."""
+    return {node["_meta"]["title"]: node["inputs"]["text"] for node in graph.values() if "text" in node["inputs"]}
+
+
+def test_text_to_video():
+    graph = load("LVDM text to video")
+    assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, 16))]
+
+
+def test_the_last_sampler_says_what_a_changed_video_shows():
+    graph = load("LVDM video to video")
+    assert clips(graph) == [Clip(texts(graph)["What it becomes"], slice(0, 16))]
+
+
+def test_joined_clips_have_a_caption_each():
+    graph = load("LVDM one clip after the other")
+    expected = [Clip(texts(graph)["Prompt"], slice(0, 16)), Clip(texts(graph)["Second prompt"], slice(16, 32))]
+    assert clips(graph) == expected
+    joining = next(node["inputs"] for node in graph.values() if node["class_type"] == "LatentConcat")
+    joining["samples1"], joining["samples2"] = joining["samples2"], joining["samples1"]
+    assert [clip.caption for clip in clips(graph)] == [clip.caption for clip in reversed(expected)]
+
+
+def test_what_cannot_be_followed_is_named():
+    graph = load("LVDM text to video")
+    graph["6"] = {"class_type": "ImageFlip", "inputs": {"image": ["5", 0]}}
+    with pytest.raises(Failure, match=r"node 6 \(ImageFlip\)"):
+        clips(graph)
+    del graph["8"]
+    with pytest.raises(Failure, match="0 Save Video nodes"):
+        clips(graph)

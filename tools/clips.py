@@ -1,0 +1,45 @@
+"""What a workflow's video is asked to show: the captions of its clips, read from the graph in API format."""
+
+from dataclasses import dataclass
+
+from .console import Failure
+
+PASSED_ON = ("video", "images", "pixels", "samples")
+"""Inputs of the nodes that show the same clips in another form."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A run of a video's frames, and the text that the last sampler made them from."""
+
+    caption: str
+    frames: slice
+
+
+def clips(graph: dict[str, dict]) -> list[Clip]:
+    """Return the clips of the saved video in the order of time; raises Failure where a node cannot be followed."""
+    saving = [key for key, node in graph.items() if node["class_type"] == "SaveVideo"]
+    if len(saving) != 1:
+        raise Failure(f"the graph has {len(saving)} Save Video nodes, expected one")
+    found: list[Clip] = []
+    for caption, length in _shown(graph, saving[0]):
+        begin = found[-1].frames.stop if found else 0
+        found.append(Clip(caption, slice(begin, begin + length)))
+    return found
+
+
+def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
+    """Return caption and number of frames of every clip that a node gives; latents without noise have no caption."""
+    kind, inputs = graph[key]["class_type"], graph[key]["inputs"]
+    if kind == "WeftEmptyVideoLatent":
+        return [("", inputs["frames"])]
+    if kind == "LatentConcat" and inputs["dim"] == "t":
+        return _shown(graph, inputs["samples1"][0]) + _shown(graph, inputs["samples2"][0])
+    if kind in ("KSampler", "SamplerCustomAdvanced"):
+        guided = inputs if kind == "KSampler" else graph[inputs["guider"][0]]["inputs"]
+        caption = graph[guided["positive"][0]]["inputs"]["text"]
+        return [(caption, length) for _, length in _shown(graph, inputs["latent_image"][0])]
+    passed_on = [inputs[name] for name in PASSED_ON if name in inputs]
+    if len(passed_on) != 1:
+        raise Failure(f"node {key} ({kind}): what it does to the clips is not known here")
+    return _shown(graph, passed_on[0][0])
