@@ -32,6 +32,9 @@ def main(arguments: list[str]) -> int:
     except (InputError, TrainingError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was written so far is kept", file=sys.stderr)
+        return 128 + signal.SIGINT
     return code
 
 

@@ -119,7 +119,9 @@ class LatentCache:
     """Which latents are made, and where they are kept."""
 
     path: str = setting(doc="video: run folder, checkpoint or bundle; image: folder in diffusers' layout")
-    clips: int = setting(0, minimum=0, doc="clips that are encoded once and trained on; 0: all of the data set")
+    clips: int = setting(
+        0, minimum=0, doc="clips that are encoded once, kept on disk and trained on; 0: all of the data set"
+    )
     cache: str = setting("", doc="folder where the latents are kept; empty: the run folder")
 
 

@@ -1,12 +1,15 @@
-"""The latents of a data set: encoded once, kept on disk, scaled to unit variance.
+"""The latents of a data set: encoded once, kept on disk in shards, scaled to unit variance.
 
 Shapes: B clips, T, H, W frames and latents, Z latent channels.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,25 +22,61 @@ from tqdm import tqdm
 
 from .config import Data
 from .data.captions import Split
-from .data.clips import open_clips, stack_videos, to_pixels
+from .data.clips import Clips, stack_videos, to_pixels
 from .first_stage import FrozenAutoencoder
-from .settings import RecipeError, to_table
+from .settings import InputError, RecipeError, to_table
 
 ENCODE_BATCH = 16
+SHARD_CLIPS = 2048
+"""Clips of a file, a multiple of ENCODE_BATCH: what an interrupt can lose."""
+log = logging.getLogger(__name__)
 
 
-class Latents(NamedTuple):
-    """Posterior moments (B, Z, T, H, W) of clips and the clips' captions."""
+class Shard(NamedTuple):
+    """Posterior moments (B, Z, T, H, W), the clips' numbers (B,) in the data set and their captions."""
 
     mean: Tensor
     logvar: Tensor
+    indices: Tensor
     captions: list[str]
+
+
+class Latents:
+    """Posterior moments of clips; those read from disk stay there until they are used."""
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = shards
+        self.captions = [caption for shard in shards for caption in shard.captions]
+        self.indices = [index for shard in shards for index in shard.indices.tolist()]
+        """Numbers of the clips in their data set; some are missing where a clip could not be decoded."""
+        self._ends = list(itertools.accumulate(len(shard.mean) for shard in shards))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def take(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (B, Z, T, H, W) of the latents with these numbers, at least one."""
+        means, logvars = zip(*(self._one(number) for number in numbers), strict=True)
+        return torch.stack(means), torch.stack(logvars)
 
     def scale_and_shift(self) -> tuple[float, float]:
         """Numbers that give samples of the posterior zero mean and unit variance: z = scale * (a + shift)."""
-        mean = self.mean.double()
-        variance = mean.var(correction=0) + self.logvar.double().exp().mean()
-        return float(variance.rsqrt()), float(-mean.mean())
+        values = sum(shard.mean.numel() for shard in self.shards)
+        total, squares, noise = torch.zeros(3, dtype=torch.float64)
+        # One batch at a time: the latents can be larger than memory.
+        for shard in self.shards:
+            for mean, logvar in zip(shard.mean.split(ENCODE_BATCH), shard.logvar.split(ENCODE_BATCH), strict=True):
+                mean = mean.double()
+                total, squares = total + mean.sum(), squares + mean.square().sum()
+                noise = noise + logvar.double().exp().sum()
+        center = total / values
+        variance = squares / values - center.square() + noise / values
+        return float(variance.rsqrt()), float(-center)
+
+    def _one(self, number: int) -> tuple[Tensor, Tensor]:
+        shard = bisect.bisect_right(self._ends, number)
+        place = number - (self._ends[shard - 1] if shard else 0)
+        return self.shards[shard].mean[place], self.shards[shard].logvar[place]
 
 
 def fit_preview(latents: Tensor, videos: Tensor) -> tuple[list[list[float]], list[float]]:
@@ -52,30 +91,73 @@ def fit_preview(latents: Tensor, videos: Tensor) -> tuple[list[list[float]], lis
 
 
 def encode_clips(
-    network: FrozenAutoencoder, data: Data, split: Split, count: int, cache: Path, device: torch.device, mixed: bool
+    network: FrozenAutoencoder,
+    data: Data,
+    clips: Clips,
+    split: Split,
+    count: int,
+    cache: Path,
+    device: torch.device,
+    mixed: bool,
 ) -> Latents:
     """Latents of the first `count` clips of a split, from the cache where the same were encoded before.
 
-    The file's name is a hash of weights, data settings and precision.
+    A folder of the cache is named by a hash of weights, data settings, files and precision. It has one file per
+    SHARD_CLIPS clips, each written as soon as it is encoded. Clips that cannot be decoded are left out and counted.
     """
-    key = _hash(network, [to_table(data), split, count, mixed])
-    path = cache / f"{split}-{key}.safetensors"
-    if path.exists():
-        return _read_latents(path)
-    clips = open_clips(data, split)
+    key = _hash(network, [to_table(data), clips.fingerprint(count), split, count, mixed])
+    folder = cache / f"{split}-{key}"
     network = network.to(device)
-    means, logvars, captions = [], [], []
-    for start in tqdm(range(0, count, ENCODE_BATCH), desc=f"encoding {split} clips", dynamic_ncols=True):
-        indices = list(range(start, min(start + ENCODE_BATCH, count)))
-        videos, texts = stack_videos(clips, indices)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            mean, logvar = network.moments(to_pixels(videos.to(device)))
-        means.append(mean.half().cpu().contiguous())
-        logvars.append(logvar.half().cpu().contiguous())
-        captions += texts
-    latents = Latents(torch.cat(means), torch.cat(logvars), captions)
-    _write_latents(path, latents)
+    shards = []
+    with tqdm(total=count, desc=f"encoding {split} clips", dynamic_ncols=True) as bar:
+        for number, start in enumerate(range(0, count, SHARD_CLIPS)):
+            path, indices = folder / f"{number:05d}.safetensors", range(start, min(start + SHARD_CLIPS, count))
+            if not path.exists():
+                _write_shard(path, _encode_shard(network, clips, indices, device, mixed, bar))
+            shards.append(_read_shard(path))
+            bar.update(indices.stop - bar.n)
+    latents = Latents(shards)
+    if len(latents) < count:
+        log.warning("%d of %d %s clips could not be decoded and are left out", count - len(latents), count, split)
     return latents
+
+
+def _encode_shard(
+    network: FrozenAutoencoder, clips: Clips, indices: range, device: torch.device, mixed: bool, bar: tqdm
+) -> Shard:
+    means: list[Tensor] = []
+    logvars: list[Tensor] = []
+    used: list[int] = []
+    captions: list[str] = []
+    for start in range(0, len(indices), ENCODE_BATCH):
+        batch = list(indices[start : start + ENCODE_BATCH])
+        readable, videos, texts = _load(clips, batch)
+        if readable:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                mean, logvar = network.moments(to_pixels(videos.to(device)))
+            means.append(mean.half().cpu().contiguous())
+            logvars.append(logvar.half().cpu().contiguous())
+            used, captions = used + readable, captions + texts
+        bar.update(len(batch))
+    if not used:
+        raise InputError(f"none of the clips {indices.start} to {indices.stop - 1} could be decoded")
+    return Shard(torch.cat(means), torch.cat(logvars), torch.tensor(used), captions)
+
+
+def _load(clips: Clips, batch: list[int]) -> tuple[list[int], Tensor, list[str]]:
+    """Those clips of a batch that can be decoded: numbers, videos (B, T, H, W, 3) uint8, captions."""
+    try:
+        return batch, *stack_videos(clips, batch)
+    except InputError:
+        loaded: list[tuple[int, Tensor, str]] = []
+        for index in batch:
+            try:
+                video, texts = stack_videos(clips, [index])
+                loaded.append((index, video, texts[0]))
+            except InputError as error:
+                log.warning("%s", error)
+        videos = torch.cat([video for _, video, _ in loaded]) if loaded else torch.empty(0)
+        return [index for index, _, _ in loaded], videos, [text for _, _, text in loaded]
 
 
 def _hash(network: FrozenAutoencoder, settings: list[object]) -> str:
@@ -86,17 +168,18 @@ def _hash(network: FrozenAutoencoder, settings: list[object]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_latents(path: Path, latents: Latents) -> None:
+def _write_shard(path: Path, shard: Shard) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    tensors = {"mean": latents.mean, "logvar": latents.logvar}
-    save_file(tensors, temporary, {"captions": json.dumps(latents.captions)})
+    tensors = {"mean": shard.mean, "logvar": shard.logvar, "indices": shard.indices}
+    save_file(tensors, temporary, {"captions": json.dumps(shard.captions)})
     temporary.replace(path)
 
 
-def _read_latents(path: Path) -> Latents:
+def _read_shard(path: Path) -> Shard:
     try:
-        with safe_open(path, "pt") as file:
-            return Latents(file.get_tensor("mean"), file.get_tensor("logvar"), json.loads(file.metadata()["captions"]))
+        with safe_open(path, "pt") as file:  # tensors are views of the file in memory, read when they are used
+            mean, logvar, indices = (file.get_tensor(name) for name in ("mean", "logvar", "indices"))
+            return Shard(mean, logvar, indices, json.loads(file.metadata()["captions"]))
     except SafetensorError as error:
         raise RecipeError(f"{path}: damaged latent cache ({error}); delete it") from error

@@ -17,7 +17,7 @@ from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise
 from .config import ImageFirstStage, TextToVideoRecipe
 from .data.captions import Split
-from .data.clips import open_clips, stack_videos, to_pixels
+from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import load_autoencoder
 from .latents import Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
@@ -39,9 +39,11 @@ class TextToVideoTask:
         self.autoencoder = load_autoencoder(recipe.autoencoder, folder)
         self._cache = Path(recipe.autoencoder.cache) if recipe.autoencoder.cache else folder / "latents"
         self._mixed = mixed
-        self.train_latents = self._encode("train", recipe.autoencoder.clips)
-        self.held_out_latents = self._encode("held_out", recipe.run.validation_clips)
-        self.clip_count = len(self.train_latents.captions)
+        self.clips, held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
+        clip_count = min(recipe.autoencoder.clips or len(self.clips), len(self.clips))
+        self.train_latents = self._encode(self.clips, "train", clip_count)
+        self.held_out_latents = self._encode(held_out, "held_out", min(recipe.run.validation_clips, len(held_out)))
+        self.clip_count = len(self.train_latents)
 
         text = open_text_encoder(recipe.text_encoder, recipe.data, self.train_latents.captions)
         self._check_sizes(text.width)
@@ -63,8 +65,7 @@ class TextToVideoTask:
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice and tokens (B, N), the same in every epoch."""
-        latents = self.train_latents
-        return latents.mean[indices], latents.logvar[indices], self.tokens[indices]
+        return *self.train_latents.take(indices.tolist()), self.tokens[indices]
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Weighted mean squared error of the noise, times uniform."""
@@ -78,8 +79,10 @@ class TextToVideoTask:
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """The loss on held-out captions over fixed times and noise."""
-        mean, logvar, tokens = self.held_out_latents.mean, self.held_out_latents.logvar, self.held_out_tokens
-        losses = []
+        if not len(self.held_out_latents):
+            return {}
+        mean, logvar = self.held_out_latents.take(list(range(len(self.held_out_latents))))
+        tokens, losses = self.held_out_tokens, []
         for time in VALIDATION_TIMES:
             generator = torch.Generator().manual_seed(time)
             draws = [torch.randn(mean.shape, generator=generator) for _ in range(2)]
@@ -91,7 +94,7 @@ class TextToVideoTask:
                 clean = self._sample(means, logvars, posterior_noise)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
                     losses.append(self._loss(networks, clean, words, times, noise))
-        return {"loss": float(torch.cat(losses).mean())} if losses else {}
+        return {"loss": float(torch.cat(losses).mean())}
 
     def _loss(
         self, networks: dict[str, nn.Module], latents: Tensor, tokens: Tensor, times: Tensor, noise: Tensor
@@ -107,22 +110,19 @@ class TextToVideoTask:
         drawn = mean.float() + (0.5 * logvar.float()).exp() * noise
         return (drawn + self.facts["shift"]) * self.facts["scale"]
 
-    def _encode(self, split: Split, count: int) -> Latents:
-        available = len(open_clips(self.recipe.data, split))
-        count = min(count, available) if count or split == "held_out" else available
-        if not count:
-            return Latents(self.train_latents.mean[:0], self.train_latents.logvar[:0], [])
-        return encode_clips(self.autoencoder, self.recipe.data, split, count, self._cache, self.device, self._mixed)
+    def _encode(self, clips: Clips, split: Split, count: int) -> Latents:
+        data, cache = self.recipe.data, self._cache
+        return encode_clips(self.autoencoder, data, clips, split, count, cache, self.device, self._mixed)
 
     def _measure(self) -> Table:
         """The latent space: pixels and frames per latent, scale and shift, and the colours of a preview."""
         stage, data = self.recipe.autoencoder, self.recipe.data
-        mean = self.train_latents.mean
-        scale, shift = self.train_latents.scale_and_shift()
-        if isinstance(stage, ImageFirstStage):
-            scale, shift = stage.scale, 0.0
-        videos, _ = stack_videos(open_clips(data, "train"), list(range(min(PREVIEW_CLIPS, self.clip_count))))
-        factors, bias = fit_preview(scale * (mean[: len(videos)].float() + shift), to_pixels(videos))
+        scale, shift = (
+            (stage.scale, 0.0) if isinstance(stage, ImageFirstStage) else self.train_latents.scale_and_shift()
+        )
+        videos, _ = stack_videos(self.clips, self.train_latents.indices[:PREVIEW_CLIPS])
+        mean, _ = self.train_latents.take(list(range(len(videos))))
+        factors, bias = fit_preview(scale * (mean.float() + shift), to_pixels(videos))
         return {
             "spatial": data.size // mean.shape[-1],
             "temporal": data.frames // mean.shape[2],
@@ -133,7 +133,7 @@ class TextToVideoTask:
         }
 
     def _check_sizes(self, text_width: int) -> None:
-        network, channels = self.recipe.network, self.train_latents.mean.shape[1]
+        network, channels = self.recipe.network, self.train_latents.take([0])[0].shape[1]
         if network.in_channels != channels:
             raise RecipeError(f"network.in_channels: found {network.in_channels}, the autoencoder has {channels}")
         if network.context_width != text_width:
