@@ -15,7 +15,7 @@ from .data.crops import crop_to_foreground
 from .discriminator import PatchDiscriminator
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, kl_divergence, to_frames
 from .resampling import initialize_as_resampling
-from .settings import RecipeError, Table
+from .settings import Table
 from .task import Batch, Losses
 
 
@@ -25,8 +25,6 @@ class AutoencoderTask:
     def __init__(self, recipe: AutoencoderRecipe, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
-        if recipe.crops.steps and recipe.crops.size > recipe.data.size:
-            raise RecipeError(f"crops.size: found {recipe.crops.size}, expected at most data.size = {recipe.data.size}")
         self.clips, self.held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
         self.clip_count = len(self.clips)
         self.autoencoder = VideoAutoencoder(recipe.network).to(device)

@@ -12,6 +12,9 @@ from ..kernels.networks.lvdm import TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from .data.moving_shapes import MovingShapesConfig
 from .settings import RecipeError, Table, read_section, section, setting
+from .validate import validate
+
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class AutoencoderRecipe:
 
     task: Literal["autoencoder"] = setting("autoencoder", doc="train a 3D autoencoder")
     system: str = setting("lvdm", doc="system that exported files are marked as")
-    seed: int = setting(23, minimum=0, doc="seed of everything random")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
     data: Data = setting(doc="what it learns from")
     network: VideoAutoencoderConfig = setting(doc="the autoencoder")
     initialization: Literal["default", "resampling"] = setting(
@@ -185,7 +188,7 @@ class TextToVideoRecipe:
 
     task: Literal["text_to_video"] = setting("text_to_video", doc="train a text-to-video UNet on latents")
     system: str = setting("lvdm", doc="system that exported files are marked as")
-    seed: int = setting(23, minimum=0, doc="seed of everything random")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
     data: Data = setting(doc="what it learns from")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
     network: TextToVideoUNetConfig = setting(doc="the UNet")
@@ -229,6 +232,7 @@ def override(table: Table, assignments: list[str]) -> None:
 
 
 def read_recipe(table: Table, name: str) -> Recipe:
-    """The checked recipe of a TOML table; errors begin with `name`, the recipe's file."""
+    """The recipe of a TOML table; raises RecipeError, beginning with `name`, when it is impossible."""
     recipe: Recipe = read_section(Recipe, table, f"{name}: ")
+    validate(recipe, name)
     return recipe

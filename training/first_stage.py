@@ -31,6 +31,8 @@ class ImageAutoencoder(nn.Module):
         from diffusers import AutoencoderKL
 
         self.network = AutoencoderKL.from_pretrained(path, local_files_only=True)
+        self.latent_channels: int = self.network.config.latent_channels
+        self.downsample = (1, *[2 ** (len(self.network.config.block_out_channels) - 1)] * 2)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B, 3, T, H, W) in -1..1 -> mean and log-variance (B, Z, T, H/8, W/8)."""
@@ -40,6 +42,13 @@ class ImageAutoencoder(nn.Module):
 
 
 FrozenAutoencoder = VideoAutoencoder | ImageAutoencoder
+
+
+def latent_layout(network: FrozenAutoencoder) -> tuple[int, tuple[int, ...]]:
+    """Channels of the latents, and the pixels under one in time, height and width."""
+    if isinstance(network, ImageAutoencoder):
+        return network.latent_channels, network.downsample
+    return network.config.embed_dim, network.config.downsample
 
 
 def load_autoencoder(settings: VideoFirstStage | ImageFirstStage, folder: Path) -> FrozenAutoencoder:

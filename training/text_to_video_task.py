@@ -18,7 +18,7 @@ from ..kernels.sampling.schedules import NoiseSchedule, add_noise
 from .config import ImageFirstStage, TextToVideoRecipe
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
-from .first_stage import load_autoencoder
+from .first_stage import latent_layout, load_autoencoder
 from .latents import Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
@@ -37,16 +37,20 @@ class TextToVideoTask:
         self.schedule = NoiseSchedule(recipe.schedule.linear_start, recipe.schedule.linear_end)
         self.weights = p2_weights(self.schedule, recipe.diffusion.p2_k, recipe.diffusion.p2_gamma).to(device)
         self.autoencoder = load_autoencoder(recipe.autoencoder, folder)
+        self._check_latents()
         self._cache = Path(recipe.autoencoder.cache) if recipe.autoencoder.cache else folder / "latents"
         self._mixed = mixed
         self.clips, held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
         clip_count = min(recipe.autoencoder.clips or len(self.clips), len(self.clips))
+        texts = self.clips.texts(clip_count)
+        if not any(texts):
+            raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
+        text = open_text_encoder(recipe.text_encoder, recipe.data, texts)
+        self._check_width(text.width)
         self.train_latents = self._encode(self.clips, "train", clip_count)
         self.held_out_latents = self._encode(held_out, "held_out", min(recipe.run.validation_clips, len(held_out)))
         self.clip_count = len(self.train_latents)
 
-        text = open_text_encoder(recipe.text_encoder, recipe.data, self.train_latents.captions)
-        self._check_sizes(text.width)
         self.text_encoder = text.network.to(device)
         self.unet = TextToVideoUNet(recipe.network, operations=TrainingOperations).to(device)
         initialize_denoiser(self.unet)
@@ -132,10 +136,18 @@ class TextToVideoTask:
             "rgb_bias": bias,
         }
 
-    def _check_sizes(self, text_width: int) -> None:
-        network, channels = self.recipe.network, self.train_latents.take([0])[0].shape[1]
+    def _check_latents(self) -> None:
+        """Before anything is encoded: whether clips fit the autoencoder and its latents the network."""
+        data, network = self.recipe.data, self.recipe.network
+        channels, (frames, *sizes) = latent_layout(self.autoencoder)
         if network.in_channels != channels:
             raise RecipeError(f"network.in_channels: found {network.in_channels}, the autoencoder has {channels}")
+        for key, found, factor in (("frames", data.frames, frames), ("size", data.size, max(sizes))):
+            if found % factor:
+                raise RecipeError(f"data.{key}: found {found}, the autoencoder takes multiples of {factor}")
+
+    def _check_width(self, text_width: int) -> None:
+        network = self.recipe.network
         if network.context_width != text_width:
             raise RecipeError(
                 f"network.context_width: found {network.context_width}, the text encoder has {text_width}"

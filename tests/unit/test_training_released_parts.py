@@ -50,7 +50,13 @@ def recipe_of(parts: Path, *more: str):
     table = read_table(RECIPE)
     table["data"] = {"kind": "moving_shapes", "size": 16, "frames": 4, "count": 8}
     settings = [f"autoencoder.path={parts / 'vae'}", f"text_encoder.path={parts / 'clip'}", "run.precision=float32"]
-    settings += ["network.model_channels=8", "network.channel_mult=[1, 2]", "network.num_heads=2", "run.steps=2"]
+    settings += [
+        "network.model_channels=8",
+        "network.channel_mult=[1, 2]",
+        "network.attention_factors=[1, 2]",
+        "network.num_heads=2",
+        "run.steps=2",
+    ]
     settings += ["network.context_width=16", "run.validation_clips=2", "run.log_every=1", *more]
     override(table, settings)
     return read_recipe(table, "r.toml")

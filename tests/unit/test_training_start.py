@@ -1,21 +1,14 @@
 """How the autoencoder's training begins: weights that resample, windows around the objects."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
-from weft.training.build import start
-from weft.training.config import override, read_recipe, read_table
 from weft.training.data.clips import stack_videos, to_pixels
 from weft.training.data.crops import crop_to_foreground
 from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
 from weft.training.resampling import initialize_as_resampling
-from weft.training.settings import RecipeError
-
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -54,10 +47,3 @@ def test_windows_lie_around_the_object():
     assert (windows.amax(dim=(1, 3, 4)) == 50.0).all()
     # All frames of a clip are cut at the same place.
     assert all(torch.equal(window[:, 0] > 1, window[:, 3] > 1) for window in windows)
-
-
-def test_windows_must_fit_into_the_frames(tmp_path):
-    table = read_table(RECIPES / "demo_lvdm_autoencoder.toml")
-    override(table, ["data.size=16", "crops.size=32", "crops.steps=5"])
-    with pytest.raises(RecipeError, match="crops.size: found 32, expected at most data.size = 16"):
-        start(read_recipe(table, "r.toml"), tmp_path, torch.device("cpu"))

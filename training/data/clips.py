@@ -26,6 +26,10 @@ class Clips(Protocol):
         """A clip as an epoch sees it."""
         ...
 
+    def texts(self, count: int) -> list[str]:
+        """The captions of the first `count` clips."""
+        ...
+
     def fingerprint(self, count: int) -> list[object]:
         """What the first `count` clips depend on beside the settings; plain values."""
         ...

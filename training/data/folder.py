@@ -122,6 +122,10 @@ class FolderClips:
         frames = self.sources[index].frames(range(start, start + self.needed, self.settings.stride))
         return np.stack([_square(frame, self.settings.size) for frame in frames]), self.captions[index]
 
+    def texts(self, count: int) -> list[str]:
+        """The captions of the first `count` clips."""
+        return self.captions[:count]
+
     def fingerprint(self, count: int) -> list[object]:
         """What the first `count` clips are made of: names, sizes, times of change and captions."""
         pairs = zip(self.sources[:count], self.captions, strict=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..settings import setting
+from ..settings import InputError, setting
 from .captions import (
     BACKGROUNDS,
     COLOURS,
@@ -195,8 +195,7 @@ class MovingShapes:
         """Return the clip's true parameters; raises IndexError outside 0..len-1."""
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of a data set of {len(self)} clips")
-        rng = np.random.default_rng((self.config.seed, self.split == "held_out", index))
-        return sample_clip(rng, self.config, self.split)
+        return sample_clip(self._rng(index), self.config, self.split)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
         clip = self.clip(index)
@@ -206,21 +205,28 @@ class MovingShapes:
         """Return a clip, the same in every epoch."""
         return self[index]
 
+    def texts(self, count: int) -> list[str]:
+        """Return the captions of the first `count` clips, without drawing these."""
+        return [sample_spec(self._rng(index), self.config, self.split).caption() for index in range(count)]
+
     def fingerprint(self, count: int) -> list[object]:
         """Return nothing: the clips depend on the settings alone."""
         return []
+
+    def _rng(self, index: int) -> np.random.Generator:
+        return np.random.default_rng((self.config.seed, self.split == "held_out", index))
 
 
 def held_out_captions(count: int, seed: int, config: MovingShapesConfig | None = None) -> list[str]:
     """Return distinct held-out captions in the training set's proportion of one and two objects.
 
-    Raises ValueError when `count` needs more captions with one object than are held out.
+    Raises InputError when `count` needs more captions with one object than are held out.
     """
     rng = np.random.default_rng(seed)
     pairs = round(count * (config or MovingShapesConfig()).two_objects)
     singles = [spec.caption() for spec in single_object_specs() if split_of(spec) == "held_out"]
     if count - pairs > len(singles):
-        raise ValueError(f"{count} captions need {count - pairs} with one object, but {len(singles)} are held out")
+        raise InputError(f"{count} captions need {count - pairs} with one object, but {len(singles)} are held out")
     captions = [singles[index] for index in rng.permutation(len(singles))[: count - pairs]]
     while len(captions) < count:
         spec = _draw_spec(rng, 2)

@@ -1,0 +1,121 @@
+"""Settings that are each allowed and impossible together: found before anything is built or encoded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .settings import RecipeError
+
+if TYPE_CHECKING:
+    from ..kernels.networks.lvdm import TextToVideoUNetConfig
+    from .config import AutoencoderRecipe, Recipe, TextToVideoRecipe
+
+
+def validate(recipe: Recipe, name: str) -> None:
+    """Raise RecipeError when the settings of a recipe contradict each other; errors begin with `name`."""
+    try:
+        if recipe.task == "autoencoder":
+            _validate_autoencoder(recipe)
+            _validate_windows(recipe)
+        else:
+            _validate_unet(recipe.network)
+            _validate_text_and_noise(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{name}: {error}") from error
+
+
+def _validate_autoencoder(recipe: AutoencoderRecipe) -> None:
+    network = recipe.network
+    for key in ("n_hiddens", "z_channels", "embed_dim", "norm_groups"):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    if network.image_channels != 3:
+        raise RecipeError(f"network.image_channels: found {network.image_channels}, expected 3: clips are in colour")
+    for factor in network.downsample:
+        if factor < 1 or factor & (factor - 1):
+            raise RecipeError(f"network.downsample: found {list(network.downsample)}, expected powers of two")
+
+
+def _validate_windows(recipe: AutoencoderRecipe) -> None:
+    """The sizes that the networks see."""
+    data, crops, loss = recipe.data, recipe.crops, recipe.loss
+    time, *space = recipe.network.downsample
+    _multiple("data.frames", data.frames, time, "network.downsample in time")
+    sizes = {"data.size": data.size} | ({"crops.size": crops.size} if crops.steps else {})
+    for key, size in sizes.items():
+        _multiple(key, size, max(space), "network.downsample in height and width")
+    if crops.steps and crops.size > data.size:
+        raise RecipeError(f"crops.size: found {crops.size}, expected at most data.size = {data.size}")
+    if not loss.discriminator_channels:
+        raise RecipeError("loss.discriminator_channels: found none, expected at least one width")
+    if loss.discriminator_start >= recipe.run.steps:
+        return
+    key = "crops.size" if loss.discriminator_start < crops.steps else "data.size"
+    # All but the last two convolutions halve a frame, those take one pixel each; the first halves it always.
+    layers = len(loss.discriminator_channels)
+    patches = (sizes[key] >> max(1, layers - 1)) - (1 if layers == 1 else 2)
+    if patches < 1:
+        raise RecipeError(
+            f"loss.discriminator_channels: {layers} widths leave no patch of frames with {key} = {sizes[key]}; "
+            "expected fewer widths or larger frames"
+        )
+
+
+def _validate_unet(network: TextToVideoUNetConfig) -> None:
+    for key in (
+        "in_channels",
+        "model_channels",
+        "num_res_blocks",
+        "num_heads",
+        "depth",
+        "context_width",
+        "norm_groups",
+    ):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    if not network.channel_mult or min(network.channel_mult) < 1:
+        found = list(network.channel_mult)
+        raise RecipeError(f"network.channel_mult: found {found}, expected a factor of at least 1 per level")
+    if network.out_channels != network.in_channels:
+        raise RecipeError(
+            f"network.out_channels: found {network.out_channels}, expected network.in_channels = {network.in_channels}"
+        )
+    if network.model_channels % 2:
+        raise RecipeError(f"network.model_channels: found {network.model_channels}, expected an even number")
+    levels = {2**level: network.model_channels * factor for level, factor in enumerate(network.channel_mult)}
+    for factor in network.attention_factors:
+        if factor not in levels:
+            raise RecipeError(
+                f"network.attention_factors: found {factor}, expected the factors of {len(levels)} levels: "
+                f"{', '.join(map(str, levels))}"
+            )
+    # The middle of the network attends too, at the width of the last level.
+    for factor in sorted({*network.attention_factors, max(levels)}):
+        _multiple("network: width", levels[factor], network.num_heads, "network.num_heads")
+    if network.relative_positions:
+        _at_least_one("network.temporal_length", network.temporal_length)
+
+
+def _validate_text_and_noise(recipe: TextToVideoRecipe) -> None:
+    text, schedule = recipe.text_encoder, recipe.schedule
+    if text.kind == "captions":
+        _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
+        if text.width != recipe.network.context_width:
+            raise RecipeError(
+                f"network.context_width: found {recipe.network.context_width}, the text encoder has {text.width}"
+            )
+    if schedule.linear_end >= 1:
+        raise RecipeError(f"schedule.linear_end: found {schedule.linear_end}, expected less than 1")
+    if schedule.linear_start >= schedule.linear_end:
+        raise RecipeError(
+            f"schedule.linear_start: found {schedule.linear_start}, expected less than schedule.linear_end = "
+            f"{schedule.linear_end}"
+        )
+
+
+def _at_least_one(key: str, value: int) -> None:
+    if value < 1:
+        raise RecipeError(f"{key}: found {value}, expected at least 1")
+
+
+def _multiple(key: str, value: int, factor: int, of: str) -> None:
+    if value % factor:
+        raise RecipeError(f"{key}: found {value}, expected a multiple of {factor} ({of})")
