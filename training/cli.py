@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.sampling.schedules import ddim_timesteps
 from ..model_loaders.errors import CheckpointError
 from .build import resume, start
-from .config import RECIPES, override, read_recipe, read_table
+from .config import LARGEST_SEED, RECIPES, override, read_recipe, read_table
 from .data.captions import Split
 from .data.moving_shapes import MovingShapesConfig, held_out_captions, write_dataset
 from .evaluate import compare, evaluate_folder
@@ -77,13 +78,13 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     dataset = commands.add_parser("make-dataset", help="write Moving Shapes clips and their captions")
     dataset.add_argument("folder", type=Path, metavar="DIR")
     dataset.add_argument("--count", type=_count, required=True, metavar="N")
-    dataset.add_argument("--seed", type=int, default=0)
+    dataset.add_argument("--seed", type=_seed, default=0)
     dataset.add_argument("--held-out", action="store_true", help="captions that training never sees")
     dataset.set_defaults(command=_make_dataset)
 
     captions = commands.add_parser("captions", help="print captions that training never sees, one per line")
     captions.add_argument("--count", type=_count, default=256, metavar="N", help="default: %(default)s")
-    captions.add_argument("--seed", type=int, default=0)
+    captions.add_argument("--seed", type=_seed, default=0)
     captions.set_defaults(command=_captions)
 
     score = commands.add_parser("score", help="compare a video with its caption; exit code 1 when they differ")
@@ -103,9 +104,9 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "--count", type=_count, default=32, metavar="N", help="held-out captions (default: %(default)s)"
     )
     sample.add_argument("--caption", action="append", help="instead of held-out captions; may be repeated")
-    sample.add_argument("--steps", type=_count, default=50, help="DDIM steps (default: %(default)s)")
+    sample.add_argument("--steps", type=_ddim_steps, default=50, help="DDIM steps (default: %(default)s)")
     sample.add_argument("--guidance", type=float, default=3.0, help="default: %(default)s")
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=_seed, default=0)
     _add_device(sample)
     sample.set_defaults(command=_sample)
 
@@ -118,6 +119,20 @@ def _add_device(command: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit() or int(text) > LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
+
+
+def _ddim_steps(text: str) -> int:
+    try:
+        ddim_timesteps(_count(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return int(text)
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from .data.captions import ClipSpec, parse_caption
 from .data.folder import read_captions
-from .data.tracker import Score, Tracked, score, track
+from .data.tracker import Tracked, agreement, score_video, track
 from .data.video_files import read_video
 from .settings import InputError
 
@@ -20,13 +20,17 @@ ATTRIBUTES = ("colour", "shape", "direction", "background")
 def evaluate_folder(folder: Path) -> dict[str, Any]:
     """Mean of every score over the captioned videos of a folder, and the score of each video.
 
-    Raises InputError for a folder without captioned videos, a caption outside the grammar, a file without frames.
+    Raises InputError for a folder without captioned videos, captions of videos that are not there, a caption outside
+    the grammar, a file without frames.
     """
-    captions = {name: text for name, text in read_captions(folder).items() if (folder / name).exists()}
+    captions = read_captions(folder)
     if not captions:
         raise InputError(f"{folder}: no video with a caption; expected captions.jsonl with lines of file and caption")
+    missing = sorted(name for name in captions if not (folder / name).exists())
+    if missing:
+        raise InputError(f"{folder}: {len(missing)} of {len(captions)} captioned videos missing: {', '.join(missing)}")
     rows = [
-        {"file": name, "caption": text, **asdict(_score(folder / name, text)[1])}
+        {"file": name, "caption": text, **asdict(score_video(folder / name, text))}
         for name, text in tqdm(sorted(captions.items()), desc="reading videos", dynamic_ncols=True)
     ]
     measures = [name for name in rows[0] if name not in ("file", "caption")]
@@ -39,23 +43,14 @@ def compare(video: Path, caption: str) -> tuple[list[str], bool]:
 
     Raises InputError for a caption outside the grammar or a file without frames.
     """
-    found, result = _score(video, caption)
-    wanted = parse_caption(caption)
+    wanted, found = parse_caption(caption), track(read_video(video)[0])
+    result = agreement(found, wanted)
     lines = [
         f"{name:<12}{'ok' if getattr(result, name) else 'WRONG':<7}"
         f"found {_read(found, name):<28}expected {_said(wanted, name)}"
         for name in (*ATTRIBUTES, "speed")
     ]
     return lines, all(getattr(result, name) for name in ATTRIBUTES)
-
-
-def _score(video: Path, caption: str) -> tuple[Tracked, Score]:
-    try:
-        wanted = parse_caption(caption)
-        frames, _ = read_video(video)
-    except (ValueError, OSError) as error:
-        raise InputError(str(error)) from error
-    return track(frames), score(frames, wanted)
 
 
 def _read(found: Tracked, name: str) -> str:

@@ -28,7 +28,7 @@ NETWORKS: dict[str, tuple[Any, type]] = {
 
 
 class Trained:
-    """What a run folder or one of its checkpoints holds: recipe, facts, step, and networks with averaged weights."""
+    """What a run folder or one of its checkpoints holds: recipe, facts, step, revision, networks."""
 
     def __init__(self, source: Path, weights: str = "ema") -> None:
         path = checkpoints.newest(source) if source.is_dir() else source
@@ -42,7 +42,9 @@ class Trained:
             self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)
-        copy = path.parent.parent / COPY_NAME
+        run = path.parent.parent
+        self.revision = _training_revision(run / "run.json")
+        copy = run / COPY_NAME
         if "vae" not in self.networks and copy.exists():
             self.networks["vae"] = read_autoencoder(copy).eval().requires_grad_(False)
 
@@ -50,8 +52,11 @@ class Trained:
 def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | None = None) -> dict[str, int]:
     """Write a bundle of the networks of all sources, later ones first in doubt; returns parameters by component.
 
-    A text-to-video run brings the autoencoder that it was trained on. Raises InputError for unusable sources.
+    A text-to-video run brings the autoencoder that it was trained on. Raises InputError for unusable sources or an
+    output that is not named .safetensors.
     """
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out}: found the ending {out.suffix!r}, expected .safetensors")
     components: dict[str, nn.Module] = {}
     trained = [Trained(source, weights) for source in sources]
     for part in trained:
@@ -65,6 +70,7 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
         "dataset_seed": main.recipe.data.seed,
         "steps": {part.recipe.task: part.step for part in trained},
         "revision": git_revision(),
+        "training_revisions": {part.recipe.task: part.revision for part in trained},
     }
     if scores is not None:
         metadata["scores"] = _read_scores(scores)
@@ -80,6 +86,16 @@ def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     assert isinstance(autoencoder, VideoAutoencoder)
     frames, height, _ = autoencoder.config.downsample
     return LatentSpec(channels=autoencoder.config.embed_dim, spatial=height, temporal=frames)
+
+
+def _training_revision(path: Path) -> str:
+    """The revision of the source that a run's description names, "unknown" without one: a checkpoint alone will do."""
+    if not path.exists():
+        return "unknown"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["revision"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: no description of a run ({error!r}); repair or remove it") from error
 
 
 def _read_scores(path: Path) -> dict[str, Any]:

@@ -90,6 +90,10 @@ def test_data_set_is_scored_as_its_captions_say(tmp_path, capsys):
     assert swapped["colour"] == 0.5
     assert [video["colour"] for video in swapped["videos"]] == [False, False, True, True]
 
+    for name in ("00001.mp4", "00003.mp4"):
+        (folder / name).unlink()
+    assert main(["evaluate", str(folder)]) == 2
+    assert "2 of 4 captioned videos missing: 00001.mp4, 00003.mp4" in capsys.readouterr().err
     (folder / "captions.jsonl").unlink()
     assert main(["evaluate", str(folder)]) == 2
     assert "no video with a caption" in capsys.readouterr().err
@@ -105,6 +109,8 @@ def test_held_out_data_set_differs(tmp_path):
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_exported_file_has_the_trained_weights(runs, tmp_path, weights):
     out = tmp_path / "bundle.safetensors"
+    description = json.loads((runs / "t2v" / "run.json").read_text()) | {"revision": "an earlier revision"}
+    (runs / "t2v" / "run.json").write_text(json.dumps(description))
     (tmp_path / "scores.json").write_text(json.dumps({"clips": 2, "colour": 0.5, "videos": [{}]}))
     command = ["export", str(runs / "t2v"), "--out", str(out), "--weights", weights]
     assert main([*command, "--scores", str(tmp_path / "scores.json")]) == 0
@@ -130,6 +136,7 @@ def test_exported_file_has_the_trained_weights(runs, tmp_path, weights):
     assert metadata["steps"] == {"text_to_video": 2} and metadata["dataset_seed"] == "0"
     assert metadata["scores"] == {"clips": 2, "colour": 0.5}
     assert len(metadata["revision"]) == 40 or metadata["revision"] == "unknown"
+    assert metadata["training_revisions"] == {"text_to_video": description["revision"]}
 
 
 def test_autoencoder_can_be_exported_alone(runs, tmp_path):
@@ -190,7 +197,8 @@ def test_sampling_follows_the_exact_denoiser_of_two_points(runs):
         (["train", "absent.toml"], "absent.toml: no such recipe"),
         (["resume", "absent"], "expected the folder of a training run"),
         (["sample", "{runs}/ae", "--out", "x"], "a run of autoencoder, expected text_to_video"),
-        (["export", "{runs}/absent", "--out", "x"], "absent"),
+        (["export", "{runs}/absent", "--out", "x.safetensors"], "absent"),
+        (["export", "{runs}/ae", "--out", "x.bin"], "x.bin: found the ending '.bin', expected .safetensors"),
     ],
 )
 def test_mistakes_end_with_one_line(arguments, message, runs, capsys):
@@ -209,10 +217,30 @@ def test_the_first_stage_is_checked(runs, tmp_path, capsys):
     stage = f"autoencoder.path={runs / 'ae'}"
     assert train("text_to_video", tmp_path / "run", stage, "text_encoder.max_tokens=5") == 2
     assert "text_encoder.max_tokens: found 5, expected at least" in capsys.readouterr().err
-    assert train("text_to_video", tmp_path / "run", stage, "network.in_channels=3") == 2
-    assert "network.in_channels: found 3, the autoencoder has 4" in capsys.readouterr().err
-    assert train("text_to_video", tmp_path / "run", stage, "text_encoder.width=32") == 2
-    assert "network.context_width: found 16, the text encoder has 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["captions"], ["sample", "absent", "--out", "x"]])
+def test_more_captions_than_are_held_out_are_refused(command, capsys):
+    assert main([*command, "--count", "1000"]) == 2
+    assert "error: 1000 captions need 800 with one object, but " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["captions", "--seed", "-1"], "found '-1', expected a whole number from 0 to"),
+        (["make-dataset", "x", "--count", "1", "--seed", "-1"], "found '-1', expected a whole number from 0 to"),
+        (["sample", "x", "--out", "y", "--seed", "4294967296"], "expected a whole number from 0 to 4294967295"),
+        (["sample", "x", "--out", "y", "--steps", "3"], "grid of 3 steps starts at timestep 1000"),
+        (["sample", "x", "--out", "y", "--steps", "2000"], "DDIM takes 1 to 1000 steps, found 2000"),
+        (["sample", "x", "--out", "y", "--steps", "0"], "found '0', expected a whole number of at least 1"),
+    ],
+)
+def test_impossible_numbers_are_refused(command, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(command)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--device", "tpu"], ["--max-steps", "0"]])

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..settings import InputError
+
 Split = Literal["train", "held_out"]
 
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
@@ -74,13 +76,13 @@ def caption_words() -> tuple[str, ...]:
 
 
 def parse_caption(text: str) -> ClipSpec:
-    """Read a caption in any letter case and punctuation; a ValueError names the word that was not understood."""
+    """Read a caption in any letter case and punctuation; an InputError names the word that was not understood."""
     reader = _WordReader(text)
     objects = [_parse_object(reader)]
     if reader.accept("and"):
         objects.append(_parse_object(reader))
         if objects[0].colour == objects[1].colour:
-            raise ValueError(f"both objects of '{text}' are {objects[0].colour}: two objects need different colours")
+            raise InputError(f"both objects of '{text}' are {objects[0].colour}: two objects need different colours")
     reader.choose("over")
     reader.choose("a")
     background = reader.choose(*BACKGROUNDS)
@@ -105,6 +107,7 @@ class _WordReader:
         self.words = re.findall(r"\w+", text.lower())
 
     def accept(self, phrase: str) -> bool:
+        """Step over a phrase if it comes next; returns whether it did."""
         words = phrase.split()
         if self.words[: len(words)] != words:
             return False
@@ -112,15 +115,17 @@ class _WordReader:
         return True
 
     def choose(self, *phrases: str) -> str:
+        """Step over the first of the phrases that comes next and return it; raises InputError when none does."""
         for phrase in phrases:
             if self.accept(phrase):
                 return phrase
         raise self._error(phrases)
 
     def finish(self) -> None:
+        """Raise InputError when words are left."""
         if self.words:
             raise self._error(("the end of the caption",))
 
-    def _error(self, expected: Sequence[str]) -> ValueError:
+    def _error(self, expected: Sequence[str]) -> InputError:
         found = f"'{self.words[0]}'" if self.words else "the end of the caption"
-        return ValueError(f"caption '{self.text}': found {found}, expected {' or '.join(expected)}")
+        return InputError(f"caption '{self.text}': found {found}, expected {' or '.join(expected)}")

@@ -73,15 +73,19 @@ class Score:
 
 
 def score_video(path: Path, caption: str) -> Score:
-    """Score a video file; raises ValueError for a caption outside the grammar or a file without frames."""
+    """Score a video file; raises InputError for a caption outside the grammar or a file without frames."""
     spec = parse_caption(caption)
     return score(read_video(path)[0], spec)
 
 
 def score(frames: np.ndarray, caption: str | ClipSpec) -> Score:
-    """Compare uint8 frames (T, H, W, 3) with a caption; colour holds when exactly the captioned colours are there."""
+    """Compare uint8 frames (T, H, W, 3) with a caption."""
     spec = parse_caption(caption) if isinstance(caption, str) else caption
-    tracked = track(frames)
+    return agreement(track(frames), spec)
+
+
+def agreement(tracked: Tracked, spec: ClipSpec) -> Score:
+    """Compare what was read of a video with a caption; colour holds when exactly the captioned colours are there."""
     pairs = _assign(spec.objects, tracked.objects)
 
     def fraction(attribute: str) -> float:
