@@ -18,6 +18,8 @@ TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 FREE_GIGABYTES = 8
 KEPT = ("base", "comfyui")  # a new environment keeps the user's files and ComfyUI's source
 
+# As a whole word, perhaps for another machine or of some version: x86_64-linux-gnu-gcc, clang-15.
+COMPILER = r"(?<![\w.+-])(?:[\w-]+-)?(?:gcc|g\+\+|cc|c\+\+|clang|clang\+\+|cl\.exe|cmake|ninja)(?:-\d+)?(?![\w.+-])"
 # First match wins: what an installer printed -> what to do about it.
 REMEDIES = (
     (r"no space left|not enough space|os error 28|errno 28", "the disk is full: free some space and run this again"),
@@ -28,10 +30,15 @@ REMEDIES = (
         "the package index cannot be reached: check the network and proxy settings and run this again",
     ),
     (
-        r"(gcc|g\+\+|cc|clang|cmake|ninja)\S* ?(failed|not found)|command '\S*(gcc|cc|clang|cl\.exe)\S*' failed"
-        r"|no such file or directory: '\S*(gcc|cc|clang)|microsoft visual c\+\+|no c compiler|no cmake_cxx?_compiler",
+        rf"{COMPILER}['\"]?:? (?:command )?(?:failed|not found)|no such file or directory: ['\"](?:\S*/)?{COMPILER}"
+        r"|microsoft visual c\+\+|no c compiler|no cmake_c(?:xx)?_compiler",
         "a package has to be compiled and there is no C compiler: install one (Debian: apt install build-essential, "
         "macOS: xcode-select --install, Windows: Visual Studio Build Tools) and run this again",
+    ),
+    (
+        r"from versions: none",  # pip says so too when the index answered with an error
+        "the package index gave no release for this Python or platform: check the network, proxy and index settings, "
+        "and use Python 3.11 on 64-bit Linux, macOS or Windows",
     ),
     (
         r"no matching distribution|no solution found|no wheels with a matching|requires-python",
@@ -104,7 +111,8 @@ class Environment:
         Raises Failure with what to do when Python, disk space or the network is missing.
         """
         if self.folder.exists() and not self._works():
-            say(f"set-up: {self.folder} is broken (its Python is gone or the folder was moved): making it anew")
+            if self.stamp.is_file() or (self.folder / "pyvenv.cfg").is_file():  # else it is only half made
+                say(f"set-up: {self.folder} is broken (its Python is gone or the folder was moved): making it anew")
             self._clear()
         self.once("Python environment", str(self.root), self._create)
         self.once("torch", fingerprint(*TORCH), self._install_torch)
@@ -152,7 +160,7 @@ class Environment:
 
     def _install_torch(self) -> None:
         self._run("-m", "pip", "install", "uv")  # without it, pip does its work more slowly
-        self.install("torch", *TORCH)
+        self.install("torch")
 
     def _run(self, *arguments: str) -> str | None:
         """Run the environment's Python; None if that went well, else what it printed."""

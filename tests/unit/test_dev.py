@@ -175,6 +175,7 @@ def test_a_broken_environment_is_made_anew(fresh: Environment, capsys: pytest.Ca
     monkeypatch.setattr(Environment, "_run", lambda self, *arguments: None)  # no packages, no network
     fresh.scripts.mkdir()
     fresh.python.symlink_to("/nowhere/python")
+    (fresh.folder / "pyvenv.cfg").touch()
     kept = fresh.folder / "base" / "output" / "video.mp4"
     kept.parent.mkdir(parents=True)
     kept.touch()
@@ -190,6 +191,21 @@ def test_a_broken_environment_is_made_anew(fresh: Environment, capsys: pytest.Ca
     fresh.root.rename(moved)
     Environment(moved).prepare()
     assert "is broken" in capsys.readouterr().out
+
+
+def test_a_folder_without_an_environment_is_not_called_broken(fresh: Environment, capsys, monkeypatch):
+    monkeypatch.setattr(Environment, "_run", lambda self, *arguments: None)
+    (fresh.folder / "comfyui").mkdir()
+    fresh.prepare()
+    assert "broken" not in capsys.readouterr().out
+    assert fresh.python.exists() and (fresh.folder / "comfyui").is_dir()
+
+
+def test_torch_is_asked_for_once(fresh: Environment, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(Environment, "_run", lambda self, *arguments: calls.append(arguments))
+    fresh.prepare()
+    assert [call.count(environment.TORCH[0]) for call in calls if "uv" in call[1]] == [1]
 
 
 def test_a_full_disk_is_noticed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -217,6 +233,11 @@ def test_a_python_without_venv_is_told_what_to_install(tmp_path: Path, monkeypat
         ("OSError: [Errno 28] No space left on device", "disk is full"),
         ("error: command 'gcc' failed: No such file or directory", "no C compiler"),
         ("error: Microsoft Visual C++ 14.0 or greater is required.", "no C compiler"),
+        ("sh: 1: x86_64-linux-gnu-gcc-12: not found", "no C compiler"),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/usr/bin/cmake'", "no C compiler"),
+        ("success failed to parse x", "success failed to parse x"),
+        ("ERROR: Could not find a version that satisfies torch (from versions: none)", "check the network"),
+        ("ERROR: Could not find a version that satisfies torch (from versions: none)", "use Python 3.11"),
         ("ERROR: No matching distribution found for torch==2.11.0", "no release for this Python"),
         ("noise\nerror: something new\nmore noise", "error: something new"),
         ("", "no output"),
