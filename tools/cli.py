@@ -98,6 +98,8 @@ def run_demo(options: argparse.Namespace) -> int:
     out = options.out or ROOT / "output" / f"demo-{used}.mp4"
     if out.suffix != ".mp4":
         raise Failure(f"--out {out}: the video is an .mp4, name it so")
+    if out.is_dir():
+        raise Failure(f"--out {out} is a folder: name a file in it")
     out.parent.mkdir(parents=True, exist_ok=True)
     environment = Environment(ROOT)
     comfyui = locate(environment, options.comfyui, options.python)

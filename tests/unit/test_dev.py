@@ -76,6 +76,14 @@ def test_a_busy_port_is_named():
     assert done.stderr == f"error: port {port} is in use: choose another with --port\n"
 
 
+def test_a_folder_is_no_video(tmp_path: Path):
+    folder = tmp_path / "videos.mp4"
+    folder.mkdir()
+    # The folder without a ComfyUI would be the next thing to be complained about.
+    done = dev("demo", "--out", str(folder), "--comfyui", "web")
+    assert done.returncode == 1 and done.stderr == f"error: --out {folder} is a folder: name a file in it\n"
+
+
 @pytest.mark.parametrize("text", ["-1", "1.5", str(2**64), "red"])
 def test_a_seed_out_of_range_is_refused(text: str):
     done = dev("demo", f"--seed={text}")
