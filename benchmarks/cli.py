@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     settings = {name: getattr(options, name) for name in ("size", "batch", "dtype", "repeat")}
     where = environment(options.device)
-    print(", ".join(f"{key} {value}" for key, value in {**settings, **where}.items()), flush=True)
+    conditions = ", ".join(f"{key} {value}" for key, value in {**settings, **where}.items())
+    print(conditions, flush=True)
     lines, written, notes, failures = [], [], [], []
     for name in options.names or CASES:
         case = CASES[name]
@@ -47,10 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines += rows(case, results)
         written += records(case, settings, results)
         notes.append(case.note)
-    print("\n".join([table(lines), LEGEND, *dict.fromkeys(notes)]))
+    explained = [LEGEND, *dict.fromkeys(notes)]
+    print("\n".join([table(lines), *explained]))
     print("\n".join(failures), end="\n" if failures else "", file=sys.stderr)
     if options.json:
-        options.json.write_text(json.dumps({"environment": where, "rows": written}, indent=1), encoding="utf-8")
+        content = json.dumps({"environment": where, "rows": written}, indent=1)
+        options.json.write_text(content + "\n", encoding="utf-8")
+        page = "\n\n".join([conditions, f"```\n{table(lines)}\n```", *explained])
+        options.json.with_suffix(".md").write_text(page + "\n", encoding="utf-8")
     return 1 if failures else 0
 
 
@@ -66,7 +71,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--repeat", type=int, default=5, help="timed calls of each network, in turns")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice without it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers here, and the table beside")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in CASES]
     if unknown:
@@ -74,12 +79,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if min(options.batch, options.repeat) < 1 or options.threads is not None and options.threads < 1:
         parser.error("--batch, --repeat and --threads must be at least 1")
     if options.json:
-        try:  # now, not when all is measured
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.open("a").close()
-        except OSError as error:
-            parser.error(f"--json {options.json}: cannot be written: {error.strerror}")
+        _prepare(options.json, parser)
     return options
+
+
+def _prepare(path: Path, parser: argparse.ArgumentParser) -> None:
+    """Make the folder of the file now, so that a fault is not found when all is measured."""
+    if path.suffix != ".json":
+        parser.error(f"--json {path}: expected a name that ends in .json; the table goes beside it, to .md")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        parser.error(f"--json {path}: cannot be written: {error.strerror}")
 
 
 def _device(text: str) -> torch.device:

@@ -205,6 +205,8 @@ def test_json_and_table(tmp_path, capsys):
     assert ours["peak_values"] == pytest.approx(ours["peak_bytes"] / 4 / (8 * 64 * 64 * 16))
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[2:4]] == [[QUICK, OURS], [QUICK, "plain"]]
+    page = [line for line in file.with_suffix(".md").read_text().splitlines() if line and line != "```"]
+    assert page == lines
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])
@@ -232,7 +234,8 @@ def test_unequal_outputs_are_refused(monkeypatch, capsys, value):
         (["--device", "mps"], "'mps' is none of"),
         (["--device", "meta"], "'meta' is none of"),
         (["--device", "cuda:99"], "CUDA devices here"),
-        (["--json", "."], "cannot be written: Is a directory"),
+        (["--json", "results.md"], "expected a name that ends in .json"),
+        (["--json", f"{__file__}/a.json"], "cannot be written"),
     ],
 )
 def test_wrong_arguments(capsys, arguments, message):
