@@ -2,13 +2,13 @@
 
 Tensors are named `<role>.<name>`; the metadata entry "weft" says which network each role is, with its configuration,
 the latent space and the noise schedule. The trainer writes these files; the embedded models are such files. ComfyUI's
-save nodes write no metadata of ours, so there the description travels as a tensor.
+save nodes write no metadata of ours, so there every network's description travels as a tensor beside its weights.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family,
 from .errors import CheckpointError
 from .files import encode_metadata
 from .keymap import strip_prefix
+from .lvdm import SCALINGS
 
 # Networks that a bundle may hold, with their configurations.
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
@@ -39,6 +40,10 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
 }
 
 DESCRIPTION = "weft.description"
+# Where save nodes put the descriptions of model, autoencoder and text encoder.
+_DESCRIPTIONS = (DESCRIPTION, f"first_stage_model.{DESCRIPTION}", f"cond_stage_model.{DESCRIPTION}")
+# Networks of ComfyUI that a saved file may hold beside ours, without a description.
+_STOCK = {VAE: "stable diffusion", TEXT_ENCODER: "clip l"}
 # Where a role's tensors are: in our own files, and in what ComfyUI's save nodes write.
 _PREFIXES = {
     MODEL: ("diffusion_model.", "model.diffusion_model."),
@@ -87,8 +92,8 @@ def save_bundle(
         partial.unlink(missing_ok=True)
 
 
-def describe(checkpoint: Checkpoint) -> dict[str, object]:
-    """Everything but the weights, as plain data."""
+def describe(checkpoint: Checkpoint, roles: Collection[str] | None = None) -> dict[str, object]:
+    """Everything but the weights, as plain data; with `roles`, of these networks only."""
     return {
         "system": checkpoint.family,
         "components": {
@@ -97,6 +102,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, object]:
                 "config": _plain(component.config),
             }
             for role, component in checkpoint.components.items()
+            if roles is None or role in roles
         },
         "latent": dataclasses.asdict(checkpoint.latent),
         "schedule": dataclasses.asdict(checkpoint.schedule),
@@ -125,18 +131,15 @@ def _frozen(value: object) -> object:
 
 
 def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
-    return "weft" in metadata or DESCRIPTION in tensors
+    return "weft" in metadata or any(name in tensors for name in _DESCRIPTIONS)
 
 
 def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
+    if options.ema:
+        raise CheckpointError(f"{name} has no averaged (EMA) weights beside its own: choose the training weights.")
     try:
-        text = metadata["weft"] if "weft" in metadata else bytes(tensors[DESCRIPTION].tolist()).decode()
-        description = json.loads(text)
-        components = {}
-        for role, entry in description["components"].items():
-            weights = _tensors_of(role, tensors)
-            if weights:
-                components[role] = _component(entry, weights)
+        description = _description(tensors, metadata)
+        components = _components(description["components"], tensors)
         latent = from_mapping(LatentSpec, description["latent"])
         schedule = from_mapping(NoiseSchedule, description["schedule"])
         system = description["system"]
@@ -145,20 +148,37 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
             f"{name}: its description does not fit this version of the pack ({error!r}): update the pack, or export "
             "the file again."
         ) from error
+    if options.scaling != "auto":
+        scale, shift = SCALINGS[options.scaling]
+        latent = dataclasses.replace(latent, scale=scale, shift=shift)
     rest = {key: value for key, value in metadata.items() if key != "weft"}
     return Checkpoint(name, system, components, latent, schedule, rest)
 
 
-def _tensors_of(role: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = (strip_prefix(tensors, prefix) for prefix in _PREFIXES[role])
-    return next((weights for weights in found if weights), {})
+def _description(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The description of the whole file: its own, or put together from those of its networks."""
+    if "weft" in metadata:
+        return json.loads(metadata["weft"])
+    parts = [json.loads(bytes(tensors[name].tolist())) for name in _DESCRIPTIONS if name in tensors]
+    components = {role: entry for part in parts for role, entry in part["components"].items()}
+    return {**parts[0], "components": components}
 
 
-def _component(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Component:
-    if entry["network"] is None:
-        return Component(None, entry["config"], tensors)
-    network, config = NETWORKS[entry["network"]]
-    return Component(network, from_mapping(config, entry["config"]), tensors)
+def _components(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Component]:
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in _DESCRIPTIONS}
+    components = {}
+    for role, prefixes in _PREFIXES.items():
+        # A network that was saved alone has no prefix.
+        alone = ("",) if list(entries) == [role] else ()
+        found = (strip_prefix(tensors, prefix) for prefix in (*prefixes, *alone))
+        weights = next((weights for weights in found if weights), {})
+        entry = entries.get(role, {"network": None, "config": _STOCK.get(role)})
+        if weights and entry["network"] is None:
+            components[role] = Component(None, entry["config"], weights)
+        elif weights:
+            network, config = NETWORKS[entry["network"]]
+            components[role] = Component(network, from_mapping(config, entry["config"]), weights)
+    return components
 
 
 FAMILY = Family("bundle", _recognise, _read)

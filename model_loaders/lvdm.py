@@ -107,7 +107,10 @@ def autoencoder_component(tensors: Mapping[str, Tensor]) -> Component:
 
 
 def autoencoder_config(tensors: Mapping[str, Tensor]) -> VideoAutoencoderConfig:
-    """Configuration from shapes; time is halved once less than height and width, as in every released model."""
+    """Configuration from shapes; time is halved once less than height and width, as in every released model.
+
+    Shapes do not tell which axes a stage halves.
+    """
     stages = count(tensors, r"^encoder\.stages\.(\d+)\.")
     stem, latent = tensors["encoder.conv_in.conv.weight"], tensors["post_quant_conv.weight"]
     return VideoAutoencoderConfig(
@@ -150,6 +153,7 @@ def _positions(tensors: Mapping[str, Tensor], channels: int) -> dict[str, Any]:
     pattern = r"skeleton\.middle\.0\.attention\..*key_positions\.table\.weight"
     table = next((tensor for name, tensor in tensors.items() if re.match(pattern, name)), None)
     if table is None:
+        log.warning("No table of positions tells the number of attention heads: that of the released model is taken")
         return {"relative_positions": False}
     return {
         "relative_positions": True,
@@ -167,9 +171,10 @@ def averaged(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     training = strip_prefix(tensors, "model.diffusion_model.")
     copies = {key: f"model_ema.diffusion_model{key.replace('.', '')}" for key in training}
     missing = [copy for copy in copies.values() if copy not in tensors]
-    if missing:
+    if missing or not copies:
+        absent = missing[0] if missing else "model_ema.*"
         raise CheckpointError(
-            f"{name} has no averaged (EMA) weights ({missing[0]} is missing): choose the training weights instead."
+            f"{name} has no averaged (EMA) weights ({absent} is missing): choose the training weights instead."
         )
     return {key: tensors[copy] for key, copy in copies.items()}
 
@@ -181,7 +186,7 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bo
 def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
     components: dict[str, Component] = {}
     unet = _unet_tensors(tensors)
-    if options.ema and "input_blocks.0.0.weight" in unet:
+    if unet and options.ema:
         unet = averaged(tensors, name)
     if unet:
         components[MODEL] = unet_component(unet)

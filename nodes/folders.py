@@ -32,8 +32,10 @@ def find(name: str, folder: str) -> str:
     return folder_paths.get_full_path(OWN, name) or folder_paths.get_full_path_or_raise(folder, name)
 
 
-def stamp(name: str, folder: str) -> str:
-    """Changes when the file does, so that a replaced file is loaded again."""
+def stamp(name: str | None, folder: str) -> str:
+    """Changes when the file does, so that a replaced file is loaded again; a name from another node is unknown yet."""
+    if name is None:
+        return "linked"
     try:
         status = os.stat(find(name, folder))
     except OSError:

@@ -72,7 +72,8 @@ class LoadCheckpoint(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="MODEL", tooltip="The denoiser, for any sampler."),
                 io.Clip.Output(
-                    display_name="CLIP", tooltip="Its text encoder; empty for models that are not made for text."
+                    display_name="CLIP",
+                    tooltip="Its text encoder; for models that are not made for text one that knows no words.",
                 ),
                 io.Vae.Output(display_name="VAE", tooltip="Its autoencoder, for latents with a time axis."),
             ],

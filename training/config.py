@@ -177,7 +177,9 @@ class Diffusion:
 
     caption_dropout: float = setting(0.1, minimum=0, maximum=1, doc="share of captions replaced by the empty one")
     p2_gamma: float = setting(
-        0.0, minimum=0, doc="P2 weighting: power; 0 weighs all times alike, as released; more favours noisy times"
+        0.0,
+        minimum=0,
+        doc="P2 weighting: power; 0: all times alike, as released; 1: errors of the clip count, not of the noise",
     )
     p2_k: float = setting(1.0, above=0, doc="P2 weighting: signal-to-noise ratio below which the weight stays level")
 

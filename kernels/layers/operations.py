@@ -4,6 +4,7 @@ A program with its own weight handling (offloading, casting, low precision) pass
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict
 
 import torch
@@ -29,9 +30,9 @@ class TorchOperations:
         return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def weights(module: nn.GroupNorm, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias of a norm, ready to be used together with the tensor `like`."""
-        return module.weight, module.bias
+    def weights(module: nn.GroupNorm, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor]]:
+        """Weight and bias of a norm, ready to be used together with the tensor `like` while the context is open."""
+        return nullcontext((module.weight, module.bias))
 
 
 class LayerKeywords(TypedDict):

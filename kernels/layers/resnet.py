@@ -47,9 +47,9 @@ class ClipNorm(nn.Module):
 
     def forward(self, x: Tensor, frames: int, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """x (B*frames, C, H, W), statistics over `frames` frames together; scale and shift (B, C)."""
-        weight, bias = self.operations.weights(self.norm, x)
-        groups, eps = self.norm.num_groups, self.norm.eps
-        return group_norm(x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activate=self.activate)
+        groups, eps, activate = self.norm.num_groups, self.norm.eps, self.activate
+        with self.operations.weights(self.norm, x) as (weight, bias):
+            return group_norm(x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activate=activate)
 
 
 class ResidualBlock(nn.Module):

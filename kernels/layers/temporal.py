@@ -130,8 +130,8 @@ class PixelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, P, C) -> same shape, statistics over T and the channels of a group."""
-        weight, bias = self.operations.weights(self.norm, x)
         grouped = x.unflatten(-1, (self.norm.num_groups, -1)).float()
         variance, mean = torch.var_mean(grouped, dim=(1, 4), keepdim=True, correction=0)
         normal = (grouped - mean) * (variance + self.norm.eps).rsqrt()
-        return normal.flatten(-2).to(x.dtype) * weight + bias
+        with self.operations.weights(self.norm, x) as (weight, bias):
+            return normal.flatten(-2).to(x.dtype) * weight + bias

@@ -101,8 +101,8 @@ class CaptionEncoder(nn.Module):
         """tokens (B, N) integers -> (B, N, D)."""
         return self.encode(self.word_embedding(tokens))
 
-    def encode(self, words: Tensor) -> Tensor:
-        """Embedded words (B, N, D) -> encoded tokens (B, N, D).
+    def encode(self, words: Tensor, layers: int | None = None) -> Tensor:
+        """Embedded words (B, N, D) -> encoded tokens (B, N, D) after the first `layers` layers, or all.
 
         Raises:
             ValueError: more tokens than the encoder has positions.
@@ -112,6 +112,6 @@ class CaptionEncoder(nn.Module):
             raise ValueError(f"{count} tokens, the caption encoder takes {self.config.max_tokens}: shorten the text.")
         positions = torch.arange(count, device=words.device)
         x = words + self.position_embedding(positions).to(words.dtype)
-        for layer in self.layers:
+        for layer in self.layers[:layers]:
             x = layer(x)
         return self.norm(x)

@@ -39,7 +39,7 @@ BORROWED = {
     ),
     model_patcher: ("CoreModelPatcher", "ModelPatcher"),
     model_sampling: ("EPS", "ModelSamplingDiscrete"),
-    ops: ("CastWeightBiasOp", "cast_bias_weight", "disable_weight_init"),
+    ops: ("CastWeightBiasOp", "cast_bias_weight", "disable_weight_init", "uncast_bias_weight"),
     patcher_extension: ("WrapperExecutor", "WrappersMP", "get_all_wrappers"),
     samplers: ("KSAMPLER",),
     sd: ("CLIP", "VAE", "CLIPType", "load_text_encoder_state_dicts"),

@@ -13,6 +13,8 @@ class VideoLatentFormat(latent_formats.LatentFormat):
     """A latent format made of a `LatentSpec`; the preview shows all frames as a contact sheet."""
 
     latent_dimensions = 3
+    # Latents along time that a model needs: single ones are images, and come from nodes for images.
+    fewest = 2
 
     def __init__(self, spec: LatentSpec) -> None:
         self.spec = spec
@@ -80,6 +82,11 @@ def empty_latent(
     _check_size("width", width, spatial, 0)
     _check_size("height", height, spatial, 0)
     _check_size("frames", frames, temporal, first if temporal > 1 else 0)
+    if isinstance(latent_format, VideoLatentFormat) and frames // temporal < latent_format.fewest:
+        raise ValueError(
+            f"frames is {frames}, this model makes videos of at least {latent_format.fewest * temporal}: choose "
+            f"{latent_format.fewest * temporal} or more."
+        )
     length = (frames - first) // temporal + first if temporal > 1 else frames
     shape = (batch_size, latent_format.latent_channels, length, height // spatial, width // spatial)
     samples = torch.zeros(shape, device=model_management.intermediate_device())

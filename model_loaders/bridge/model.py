@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..bundle import describe, description_tensor
+from ..bundle import DESCRIPTION, describe, description_tensor
 from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
 from ..errors import CheckpointError
 from .compat import (
@@ -97,11 +97,12 @@ class VideoModel(model_base.BaseModel):
         if mask is None:
             return torch.zeros_like(noise[:, :1])
         mask = mask.reshape(-1, 1, *mask.shape[-3:])
-        if mask.shape[2] != noise.shape[2]:
+        if mask.shape[2] not in (1, noise.shape[2]):
             raise ValueError(
                 f"The mask of given latents has {mask.shape[2]} frames, the latent has {noise.shape[2]}: "
-                "make them equal."
+                "make them equal, or give one frame for all."
             )
+        mask = mask.expand(-1, -1, noise.shape[2], -1, -1)
         mask = utils.common_upscale(mask[:, 0], noise.shape[-1], noise.shape[-2], "nearest-exact", "disabled")
         return utils.resize_to_batch_size(mask[:, None], noise.shape[0]).to(noise)
 
@@ -124,11 +125,21 @@ class VideoModel(model_base.BaseModel):
             )
         level = kwargs.get("noise_level")
         if level is not None:
-            out["noise_level"] = conds.CONDRegular(torch.as_tensor(level).reshape(-1))
+            out["noise_level"] = conds.CONDRegular(self._checked_level(torch.as_tensor(level).reshape(-1)))
         return out
 
+    def _checked_level(self, level: Tensor) -> Tensor:
+        levels = getattr(self.network_config, "noise_levels", 0)
+        if not levels:
+            raise ValueError(f"{self.checkpoint.name} knows no noise level of given latents: leave it out.")
+        if level.min() < 0 or level.max() >= levels:
+            raise ValueError(
+                f"The noise level of given latents is {level.tolist()}, {self.checkpoint.name} takes 0 to {levels - 1}."
+            )
+        return level
+
     def _check_latent(self, noise: Tensor) -> None:
-        if noise.ndim == 5 and noise.shape[2] >= 2:
+        if noise.ndim == 5 and noise.shape[2] >= self.latent_format.fewest:
             return
         images = f"{noise.shape[0]} latents of one frame"
         found = images if noise.ndim == 5 else f"a latent of shape {tuple(noise.shape)}"
@@ -159,7 +170,7 @@ class VideoModel(model_base.BaseModel):
     def state_dict_for_saving(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """What the stock save nodes write, with the description that the loaders need beside the weights."""
         tensors = super().state_dict_for_saving(*args, **kwargs)
-        tensors["weft.description"] = description_tensor(describe(self.checkpoint))
+        tensors[DESCRIPTION] = description_tensor(describe(self.checkpoint, [MODEL]))
         return tensors
 
 

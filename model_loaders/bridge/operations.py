@@ -1,5 +1,7 @@
 """ComfyUI's operations (offloading, casting, low precision, selected attention) in the form that networks take."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 
 import torch
@@ -22,8 +24,8 @@ def network_operations(base: type) -> type:
 
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
             """x (B, C, T, H, W); the weight comes to the device and dtype of x."""
-            weight, bias = ops.cast_bias_weight(self, x)
-            return F.conv_transpose3d(x, weight, bias, self.stride, self.padding)
+            with _cast(self, x) as (weight, bias):
+                return F.conv_transpose3d(x, weight, bias, self.stride, self.padding)
 
     class Operations(base):  # type: ignore[misc, valid-type]
         @staticmethod
@@ -32,12 +34,22 @@ def network_operations(base: type) -> type:
             return attention.optimized_attention(query, key, value, heads)
 
         @staticmethod
-        def weights(module: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
-            """Weight and bias on the device and in the dtype of `like`, with patches applied."""
-            return ops.cast_bias_weight(module, like)
+        def weights(module: nn.Module, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+            """Weight and bias on the device and in the dtype of `like`, with patches applied, while it is open."""
+            return _cast(module, like)
 
     Operations.ConvTranspose3d = ConvTranspose3d
     return Operations
+
+
+@contextmanager
+def _cast(module: nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Given back after use: otherwise the memory stays pinned, and a streamed weight may be overwritten too early."""
+    weight, bias, stream = ops.cast_bias_weight(module, like, offloadable=True)
+    try:
+        yield weight, bias
+    finally:
+        ops.uncast_bias_weight(module, weight, bias, stream)
 
 
 def torch_dtype_of(name: str) -> torch.dtype | None:

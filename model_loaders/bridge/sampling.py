@@ -24,11 +24,11 @@ class ReleaseSampler(samplers.KSAMPLER):
     """A sampler of a paper's release, on ComfyUI's scale x = x_0 + sigma * noise.
 
     The release starts from pure noise at its first level, even where that is not the model's highest; and where its
-    last level is not zero, what it returns is the noisy-scale sample there.
+    last level is not zero, what it returns is the noisy-scale sample there. Between them a walk can be cut in two.
     """
 
-    def __init__(self, step: StepFunction, start: float) -> None:
-        super().__init__(partial(_walk, step))
+    def __init__(self, step: StepFunction, start: float, end: float) -> None:
+        super().__init__(partial(_walk, step, end))
         self.start = start
 
     def max_denoise(self, model_wrap: object, sigmas: Tensor) -> bool:
@@ -54,7 +54,7 @@ def release_sampler(
     sigmas = ancestral_sigmas(schedule) if kind == "ancestral" else ddim_sigmas(schedule, steps)
     step = _ancestral if kind == "ancestral" else partial(_ddim, eta)
     kept = max(1, round((len(sigmas) - 1) * denoise))
-    return ReleaseSampler(step, float(sigmas[0])), sigmas[-(kept + 1) :].float()
+    return ReleaseSampler(step, float(sigmas[0]), float(sigmas[-1])), sigmas[-(kept + 1) :].float()
 
 
 def _ddim(eta: float, x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
@@ -67,6 +67,7 @@ def _ancestral(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, n
 
 def _walk(
     step: StepFunction,
+    end: float,
     model: Callable[..., Tensor],
     x: Tensor,
     sigmas: Tensor,
@@ -85,14 +86,19 @@ def _walk(
         if callback is not None:
             callback({"x": x, "i": index, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
         x = step(x, denoised, sigma, sigma_next, draw(sigma, sigma_next))
+    if not math.isclose(float(sigmas[-1]), end, rel_tol=1e-4):
+        return x
     return x * alpha_cumprod_of(sigmas[-1]).sqrt().to(x.dtype)
 
 
 def _noise_like(x: Tensor, seed: object) -> Callable[[Tensor, Tensor], Tensor]:
     """Noise from the CPU generator, so that a seed gives the same video on every device."""
-    generator = torch.Generator().manual_seed(int(seed) + 1 if seed is not None else torch.initial_seed())  # type: ignore[call-overload]
+    # Another seed than that of the starting noise; it wraps around like the seeds of ComfyUI's nodes.
+    number = (int(seed) + 1) % 2**64 if seed is not None else torch.initial_seed()  # type: ignore[call-overload]
+    generator = torch.Generator().manual_seed(number)
 
     def draw(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """Noise for one step."""
         return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
 
     return draw

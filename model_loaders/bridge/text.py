@@ -1,6 +1,8 @@
-"""Native CLIP objects: the stock text encoder inside a checkpoint, or this package's caption encoder."""
+"""Native CLIP objects: the stock text encoder inside a checkpoint, this package's caption encoder, or none at all."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import folder_paths
@@ -8,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, tokenize, words_of
-from ..checkpoint import TEXT_ENCODER, Checkpoint
+from ..bundle import DESCRIPTION, describe, description_tensor
+from ..checkpoint import TEXT_ENCODER, Checkpoint, Component
+from ..errors import CheckpointError
+from ..keymap import check_tensors
 from .compat import sd, sd1_clip, supported_models_base
 from .operations import network_operations
 
@@ -16,25 +21,54 @@ log = logging.getLogger(__name__)
 
 
 def make_clip(checkpoint: Checkpoint) -> sd.CLIP:
-    """CLIP of a checkpoint.
+    """CLIP of a checkpoint; for a model without text one that knows no words, so that the same graph runs.
 
     Raises:
-        CheckpointError: the checkpoint has no text encoder.
+        CheckpointError: the text encoder is incomplete or does not fit.
     """
-    component = checkpoint.component(TEXT_ENCODER)
-    embeddings = folder_paths.get_folder_paths("embeddings")
-    tensors = dict(component.tensors)
+    component = checkpoint.components.get(TEXT_ENCODER)
+    if component is None:
+        log.info("%s is not made for text: the prompt has no effect", checkpoint.name)
+        component = _no_words()
+        checkpoint = replace(checkpoint, components={TEXT_ENCODER: component})
     if component.network is None:
-        return sd.load_text_encoder_state_dicts(
-            [tensors], embedding_directory=embeddings, clip_type=sd.CLIPType.STABLE_DIFFUSION
-        )
-    config = component.config
+        return _stock_clip(component.tensors, checkpoint.name)
+    config, tensors = component.config, dict(component.tensors)
+    description = describe(checkpoint, [TEXT_ENCODER])
     target = supported_models_base.ClipTarget(
-        partial(sd1_clip.SD1Tokenizer, tokenizer=partial(CaptionTokenizer, config), name="caption"),
+        partial(sd1_clip.SD1Tokenizer, tokenizer=partial(CaptionTokenizer, config, description), name="caption"),
         partial(sd1_clip.SD1ClipModel, clip_model=partial(CaptionClipModel, config), name="caption"),
     )
     parameters = sum(tensor.numel() for tensor in tensors.values())
+    embeddings = folder_paths.get_folder_paths("embeddings")
     return sd.CLIP(target, embedding_directory=embeddings, parameters=parameters, state_dict=[tensors])
+
+
+def _stock_clip(tensors: Mapping[str, Tensor], name: str) -> sd.CLIP:
+    """ComfyUI's CLIP-L, which takes incomplete files by itself."""
+    tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("position_ids")}
+    # The encoders inside checkpoints have no projection of the pooled output; ComfyUI's has one, and leaves it undrawn.
+    final = tensors.get("text_model.final_layer_norm.weight")
+    if final is not None:
+        tensors.setdefault("text_projection.weight", torch.eye(len(final), dtype=final.dtype))
+    try:
+        clip = sd.load_text_encoder_state_dicts(
+            [dict(tensors)],
+            embedding_directory=folder_paths.get_folder_paths("embeddings"),
+            clip_type=sd.CLIPType.STABLE_DIFFUSION,
+        )
+        network = clip.cond_stage_model.clip_l.transformer
+    except (AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{name}: ComfyUI cannot make a CLIP-L of its text encoder ({reason}).") from error
+    check_tensors(network, tensors, f"The text encoder in {name}")
+    return clip
+
+
+def _no_words() -> Component:
+    config = CaptionEncoderConfig(vocabulary=(), width=8, layers=1, heads=1, max_tokens=3)
+    tensors = {name: torch.zeros_like(weight) for name, weight in CaptionEncoder(config).state_dict().items()}
+    return Component(CaptionEncoder, config, tensors)
 
 
 class WordTokenizer:
@@ -52,7 +86,7 @@ class WordTokenizer:
         """Start, words, end, without padding; unknown words are named in the log."""
         words = words_of(text)
         unknown = sorted(set(words) - set(self.config.vocabulary))
-        if unknown:
+        if unknown and self.config.vocabulary:
             log.warning("Words that this text encoder does not know: %s", ", ".join(unknown))
         return {"input_ids": tokenize(text, self.config.vocabulary, len(words) + 2)}
 
@@ -65,8 +99,13 @@ class CaptionTokenizer(sd1_clip.SDTokenizer):
     """ComfyUI's prompt syntax (weights, embeddings) over a closed vocabulary."""
 
     def __init__(
-        self, config: CaptionEncoderConfig, embedding_directory: list[str] | None = None, tokenizer_data: object = None
+        self,
+        config: CaptionEncoderConfig,
+        description: Mapping[str, object],
+        embedding_directory: list[str] | None = None,
+        tokenizer_data: object = None,
     ) -> None:
+        self.description = description
         super().__init__(
             max_length=config.max_tokens,
             embedding_directory=embedding_directory,
@@ -75,6 +114,10 @@ class CaptionTokenizer(sd1_clip.SDTokenizer):
             tokenizer_class=WordTokenizer,
             tokenizer_args={"config": config},
         )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the stock save nodes write beside the weights: the description that the loaders need."""
+        return {DESCRIPTION: description_tensor(self.description)}
 
 
 class _CaptionTransformer(CaptionEncoder):
@@ -91,11 +134,19 @@ class _CaptionTransformer(CaptionEncoder):
         return self.word_embedding
 
     def forward(  # type: ignore[override]
-        self, tokens: Tensor | None, attention_mask: Tensor | None = None, *, embeds: Tensor, **unused: object
-    ) -> tuple[Tensor, None, Tensor]:
-        """Embedded words (B, N, D) -> tokens (B, N, D), no intermediate layer, their mean as pooled output."""
-        encoded = self.encode(embeds)
-        return encoded, None, encoded.mean(1)
+        self,
+        tokens: Tensor | None,
+        attention_mask: Tensor | None = None,
+        *,
+        embeds: Tensor,
+        intermediate_output: object = None,
+        **unused: object,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedded words (B, N, D) -> tokens (B, N, D), those of the layer asked for, their mean as pooled output."""
+        encoded = hidden = self.encode(embeds)
+        if isinstance(intermediate_output, int):
+            hidden = self.encode(embeds, max(1, intermediate_output % self.num_layers + 1))
+        return encoded, hidden, encoded.mean(1)
 
 
 class CaptionClipModel(sd1_clip.SDClipModel):

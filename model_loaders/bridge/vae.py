@@ -1,13 +1,16 @@
 """Native VAE objects: LVDM's 3D autoencoder, and any image VAE as a VAE of videos."""
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ...kernels.networks.video_autoencoder import VideoAutoencoder
+from ..bundle import DESCRIPTION, describe, description_tensor
 from ..checkpoint import VAE, Checkpoint
 from ..errors import CheckpointError
+from ..keymap import check_tensors
 from .compat import model_management, model_patcher, ops, sd
 from .operations import network_operations
 
@@ -17,9 +20,12 @@ log = logging.getLogger(__name__)
 class VideoVAE(sd.VAE):
     """VAE of a 3D autoencoder that is not causal: f frames per latent along time."""
 
-    def __init__(self, network: VideoAutoencoder, tensors: dict[str, Tensor]) -> None:
+    def __init__(
+        self, network: VideoAutoencoder, tensors: dict[str, Tensor], description: Mapping[str, object]
+    ) -> None:
         """Does what the base class does after it has recognised a file; the base constructor is not called."""
         config = network.config
+        self.description = description
         frames, height, width = config.downsample
         self.latent_channels, self.latent_dim, self.output_channels = config.embed_dim, 3, config.image_channels
         self.upscale_ratio = (lambda count: count * frames, height, width)
@@ -28,7 +34,7 @@ class VideoVAE(sd.VAE):
         self.downscale_index_formula = (frames, height, width)
         self.process_input = lambda image: image * 2.0 - 1.0
         self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
-        self.working_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+        self.working_dtypes = [torch.bfloat16, torch.float32]
         # Small, and its transposed convolutions want their weights in place.
         self.disable_offload = True
         self.crop_input, self.handles_tiling, self.not_video = True, False, False
@@ -58,30 +64,57 @@ class VideoVAE(sd.VAE):
         self.first_stage_model.load_state_dict(tensors)
         self.model_size()
 
+    def get_sd(self) -> dict[str, Tensor]:
+        """What the stock save nodes write: the weights, and the description that the loaders need."""
+        return {**super().get_sd(), DESCRIPTION: description_tensor(self.description)}
+
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Frames (T, H, W, 3) or clips (B, T, H, W, 3) in 0..1 -> latents (B, C, T/f, H/f, W/f).
 
         Raises:
-            ValueError: too few frames for one latent.
+            ValueError: too few frames or pixels for one latent.
         """
-        return super().encode(self._whole_latents(pixel_samples))
+        return torch.cat([super(VideoVAE, self).encode(clip) for clip in self._whole_latents(pixel_samples)])
 
     def encode_tiled(self, pixel_samples: Tensor, *args: object, **kwargs: object) -> Tensor:
         """`encode` in tiles of space and time; the arguments are the base class's."""
-        return super().encode_tiled(self._whole_latents(pixel_samples), *args, **kwargs)
+        clips = self._whole_latents(pixel_samples)
+        return torch.cat([super(VideoVAE, self).encode_tiled(clip, *args, **kwargs) for clip in clips])
+
+    def decode(self, samples_in: Tensor, vae_options: dict[str, object] | None = None) -> Tensor:
+        """Latents (B, C, T, H, W) -> frames (B, T*f, H*f, W*f, 3) in 0..1.
+
+        Raises:
+            ValueError: latents of images, or of another VAE.
+        """
+        return super().decode(self._own_latents(samples_in), vae_options or {})
+
+    def decode_tiled(self, samples: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """`decode` in tiles of space and time; the arguments are the base class's."""
+        return super().decode_tiled(self._own_latents(samples), *args, **kwargs)
+
+    def _own_latents(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 5 or latents.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"This VAE decodes latents of videos (batch, {self.latent_channels}, frames, height, width), found "
+                f"{tuple(latents.shape)}: use the VAE that belongs to the model."
+            )
+        return latents
 
     def _whole_latents(self, pixels: Tensor) -> Tensor:
-        axis, factor = pixels.ndim - 4, self.upscale_index_formula[0]
-        count = pixels.shape[axis]
-        if count < factor:
+        """Clips (B, T, H, W, 3), T cut to whole latents."""
+        clips = pixels if pixels.ndim == 5 else pixels[None]
+        factor, height, width = self.upscale_index_formula
+        count = clips.shape[1]
+        if count < factor or clips.shape[2] < height or clips.shape[3] < width:
             raise ValueError(
-                f"This VAE puts {factor} frames into one latent, found {count}: give it a clip of at least {factor} "
-                "frames."
+                f"This VAE puts {factor} frames of {width} x {height} pixels into one latent, found {count} frames of "
+                f"{clips.shape[3]} x {clips.shape[2]}: give it a clip of at least {factor} frames and that size."
             )
         kept = count - count % factor
         if kept < count:
             log.warning("%d frames were cut to %d: this VAE takes multiples of %d", count, kept, factor)
-        return pixels.narrow(axis, 0, kept)
+        return clips[:, :kept]
 
 
 class FramewiseVAE(sd.VAE):
@@ -152,14 +185,27 @@ def make_vae(checkpoint: Checkpoint) -> sd.VAE:
     """
     component = checkpoint.component(VAE)
     if component.network is None:
-        vae = sd.VAE(sd=dict(component.tensors))
-        vae.throw_exception_if_invalid()
-        return FramewiseVAE(vae)
+        return FramewiseVAE(_stock_vae(component.tensors, checkpoint.name))
     if component.network is not VideoAutoencoder:
         raise CheckpointError(f"{checkpoint.name}: no VAE is made of a {component.network.__name__}.")
     operations = network_operations(ops.disable_weight_init)
     network = VideoAutoencoder(component.config, operations=operations)  # type: ignore[arg-type]
-    return VideoVAE(network, dict(component.tensors))
+    return VideoVAE(network, dict(component.tensors), describe(checkpoint, [VAE]))
+
+
+def _stock_vae(tensors: Mapping[str, Tensor], name: str) -> sd.VAE:
+    """ComfyUI's VAE, which takes incomplete files by itself."""
+    try:
+        vae = sd.VAE(sd=dict(tensors))
+        vae.throw_exception_if_invalid()
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{name}: ComfyUI cannot make a VAE of its first_stage_model, expected encoder.* and decoder.* of Stable "
+            f"Diffusion's, found {len(tensors)} tensors such as {next(iter(tensors))} ({reason})."
+        ) from error
+    check_tensors(vae.first_stage_model, tensors, f"The VAE in {name}")
+    return vae
 
 
 def _positions(shape: tuple[int, ...]) -> int:

@@ -37,6 +37,14 @@ class InProcess:
         result = getattr(kind(), kind.FUNCTION)(**{**defaults, **inputs})
         return result if isinstance(result, tuple) else getattr(result, "result", result)
 
+    def saved(self, folder: str, name: str) -> str:
+        """Move what a save node has written to where the loaders look; gives the file's name there."""
+        source = next((self.base / "output").rglob(f"{name}*.safetensors"))
+        target = self.base / "models" / folder
+        target.mkdir(exist_ok=True)
+        shutil.move(source, target / f"{name}.safetensors")
+        return f"{name}.safetensors"
+
 
 @pytest.fixture(scope="session")
 def comfy(

@@ -124,8 +124,21 @@ def test_videos_of_a_batch_follow_each_other(comfy, toy):
 def test_frames_beyond_the_last_whole_latent_are_cut_and_named(comfy, toy, clip, caplog):
     assert comfy.run("VAEEncode", pixels=clip[:10], vae=toy.vae)[0]["samples"].shape[2] == 2
     assert "10 frames were cut to 8" in caplog.text
-    with pytest.raises(ValueError, match="4 frames into one latent, found 3: give it a clip of at least 4 frames"):
+    with pytest.raises(ValueError, match="4 frames of 8 x 8 pixels into one latent, found 3 frames of"):
         comfy.run("VAEEncode", pixels=clip[:3], vae=toy.vae)
+
+
+def test_clips_of_a_batch_are_encoded_one_by_one(comfy, toy, clip):
+    both = toy.vae.encode(torch.stack([clip[:12], clip[4:]]))
+    alone = comfy.run("VAEEncode", pixels=clip[4:], vae=toy.vae)[0]["samples"]
+    assert both.shape == (2, 4, 3, 8, 6) and torch.allclose(both[1:], alone, atol=1e-5)
+
+
+def test_latents_of_other_models_are_refused(comfy, toy):
+    for shape in ((1, 4, 8, 8), (1, 16, 4, 8, 8)):
+        for node in ("VAEDecode", "VAEDecodeTiled"):
+            with pytest.raises(ValueError, match=r"latents of videos \(batch, 4, frames.* found \(1, "):
+                comfy.run(node, samples={"samples": torch.zeros(shape)}, vae=toy.vae)
 
 
 # Image VAEs for videos

@@ -122,39 +122,10 @@ def test_layers_without_weights_until_they_are_loaded(comfy, sample, monkeypatch
 # Files
 
 
-def saved(comfy, folder, name):
-    """Move what a save node has written to where the loaders look; gives the file's name there."""
-    source = next((comfy.base / "output").rglob(f"{name}*.safetensors"))
-    target = comfy.base / "models" / folder
-    target.mkdir(exist_ok=True)
-    shutil.move(source, target / f"{name}.safetensors")
-    return f"{name}.safetensors"
-
-
-def test_saved_model_loads_again(comfy, toy, sample):
-    before = sample()
-    comfy.run("ModelSave", model=toy.model, filename_prefix="saved_model")
-    name = saved(comfy, "diffusion_models", "saved_model")
-    again = comfy.run("WeftLoadDiffusionModel", model_name=name)[0]
-    assert torch.equal(sample(again), before)
-
-
-def test_saved_checkpoint_loads_again(comfy, toy, sample):
-    before = sample()
-    comfy.run("CheckpointSave", model=toy.model, clip=toy.clip, vae=toy.vae, filename_prefix="saved_checkpoint")
-    name = saved(comfy, "checkpoints", "saved_checkpoint")
-    model, clip, vae = comfy.run("WeftLoadCheckpoint", checkpoint=name)
-    positive, negative = (comfy.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("a red circle", ""))
-    latent = sample(model, positive=positive, negative=negative)
-    assert torch.equal(latent, before)
-    images = [comfy.run("VAEDecode", samples={"samples": latent}, vae=found)[0] for found in (vae, toy.vae)]
-    assert torch.equal(*images)
-
-
 def test_a_saved_lora_is_in_the_weights(comfy, toy, sample, lora):
     patched = with_lora(comfy, toy.model, lora, 0.5)
     comfy.run("ModelSave", model=patched, filename_prefix="saved_lora")
-    again = comfy.run("WeftLoadDiffusionModel", model_name=saved(comfy, "diffusion_models", "saved_lora"))[0]
+    again = comfy.run("WeftLoadDiffusionModel", model_name=comfy.saved("diffusion_models", "saved_lora"))[0]
     expected = sample(patched)
     assert (sample(again) - expected).std() < 0.01 * expected.std()
     assert (sample() - expected).std() > 0.1 * expected.std()

@@ -179,10 +179,53 @@ def test_text_of_another_width_is_refused(sample, comfy):
         sample(positive=text)
 
 
-def test_missing_text_encoder_is_a_stock_error_that_says_so(comfy):
-    clip = comfy.run("WeftLoadCheckpoint", checkpoint="toy_uncond.safetensors")[1]
-    with pytest.raises(RuntimeError, match="clip input is invalid: None"):
-        comfy.run("CLIPTextEncode", clip=clip, text="a")
+def test_seeds_up_to_the_largest(sample, toy, comfy):
+    """The released sampler draws its own noise with a seed beside that of the start."""
+    sampler, sigmas = comfy.run("WeftReleaseSampler", model=toy.model, steps=2, eta=1.0)
+    latent = comfy.run("WeftEmptyVideoLatent", model=toy.model, width=64, height=64, frames=16)[0]
+    guider = comfy.run("CFGGuider", model=toy.model, positive=toy.positive, negative=toy.negative, cfg=1.0)[0]
+    noise = comfy.run("RandomNoise", noise_seed=2**64 - 1)[0]
+    inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": sigmas, "latent_image": latent}
+    assert comfy.run("SamplerCustomAdvanced", **inputs)[0]["samples"].isfinite().all()
+
+
+def test_the_released_walk_cut_in_two(toy, comfy):
+    """What stands between is on the scale that the next stage expects, whichever sampler comes then."""
+    sampler, sigmas = comfy.run("WeftReleaseSampler", model=toy.model, steps=10, eta=0.0)
+    latent = comfy.run("WeftEmptyVideoLatent", model=toy.model, width=64, height=64, frames=16)[0]
+    guider = comfy.run("CFGGuider", model=toy.model, positive=toy.positive, negative=toy.negative, cfg=1.0)[0]
+
+    def walk(noise, part, start):
+        inputs = {"noise": noise, "guider": guider, "sampler": sampler, "sigmas": part, "latent_image": start}
+        return comfy.run("SamplerCustomAdvanced", **inputs)[0]
+
+    noise, none = comfy.run("RandomNoise", noise_seed=1)[0], comfy.run("DisableNoise")[0]
+    whole = walk(noise, sigmas, latent)["samples"]
+    first, second = comfy.run("SplitSigmas", sigmas=sigmas, step=5)
+    halves = walk(none, second, walk(noise, first, latent))["samples"]
+    # Through the latent format and back once more, in float32.
+    torch.testing.assert_close(halves, whole, rtol=0, atol=1e-4 * float(whole.std()))
+
+
+def test_a_model_without_text_runs_the_same_graph(comfy, sample):
+    model, clip, _ = comfy.run("WeftLoadCheckpoint", checkpoint="toy_uncond.safetensors")
+    texts = [comfy.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("a red circle", "")]
+    videos = [sample(model, positive=text, negative=text, cfg=1.0) for text in texts]
+    assert videos[0].std() > 0.1 and torch.equal(*videos)
+
+
+def test_clip_skip(comfy, toy):
+    def skipped(layer):
+        clip = comfy.run("CLIPSetLastLayer", clip=toy.clip, stop_at_clip_layer=layer)[0]
+        return comfy.run("CLIPTextEncode", clip=clip, text="a red circle")[0][0][0]
+
+    assert torch.allclose(skipped(-1), toy.positive[0][0], atol=1e-6)
+    assert skipped(-2).isfinite().all()
+
+
+def test_a_single_latent_is_refused_where_it_is_made(comfy, toy):
+    with pytest.raises(ValueError, match="frames is 4, this model makes videos of at least 8: choose 8 or more"):
+        comfy.run("WeftEmptyVideoLatent", model=toy.model, width=64, height=64, frames=4)
 
 
 # The mask-conditional network
@@ -214,6 +257,13 @@ def test_given_latents_reach_the_mask_conditional_network(comfy):
         channel, found = seen.pop()
         assert torch.equal(channel, expected)
         assert found is None if level is None else int(found) == level
+    still = node_helpers.conditioning_set_values(nothing, {"concat_mask": mask[:, :, :1]})
+    comfy.run("KSampler", **{**inputs, "positive": still}, **settings)
+    assert seen.pop()[0].min() == 1.0  # one frame stands for all
+    for level in (-1, 8):
+        wrong = node_helpers.conditioning_set_values(nothing, {"noise_level": level})
+        with pytest.raises(ValueError, match=r"noise level of given latents is \[-?\d\], toy_masked.* takes 0 to 7"):
+            comfy.run("KSampler", **{**inputs, "positive": wrong}, **settings)
     wrong = node_helpers.conditioning_set_values(nothing, {"concat_mask": mask[:, :, :3]})
     with pytest.raises(ValueError, match="given latents has 3 frames, the latent has 4"):
         comfy.run("KSampler", **{**inputs, "positive": wrong}, **settings)
