@@ -66,7 +66,7 @@ def _stock_clip(tensors: Mapping[str, Tensor], name: str) -> sd.CLIP:
 
 
 def _no_words() -> Component:
-    config = CaptionEncoderConfig(vocabulary=(), width=8, layers=1, heads=1, max_tokens=3)
+    config = CaptionEncoderConfig(vocabulary=(), width=8, layers=1, heads=1, max_tokens=77)
     tensors = {name: torch.zeros_like(weight) for name, weight in CaptionEncoder(config).state_dict().items()}
     return Component(CaptionEncoder, config, tensors)
 
