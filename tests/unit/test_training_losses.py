@@ -1,9 +1,12 @@
-"""The autoencoder's losses against their formulas."""
+"""Losses against their formulas."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from weft.kernels.sampling.schedules import NoiseSchedule
 from weft.training.discriminator import PatchDiscriminator
 from weft.training.losses import (
     GradientLoss,
@@ -13,6 +16,7 @@ from weft.training.losses import (
     kl_divergence,
     to_frames,
 )
+from weft.training.text_to_video_task import TextToVideoTask, p2_weights
 
 
 def test_adaptive_weight_is_the_ratio_of_gradients():
@@ -86,3 +90,34 @@ def test_gradient_loss_of_small_frames_uses_fewer_scales():
     x, y = torch.rand(2, 1, 3, 8, 8)
     assert torch.equal(GradientLoss(scales=4)(x, y), GradientLoss(scales=3)(x, y))
     assert torch.isfinite(GradientLoss(scales=4)(x, y)).all()
+
+
+def test_p2_weights_favour_noisy_times_and_keep_the_scale():
+    schedule = NoiseSchedule(0.0015, 0.0155)
+    weights = p2_weights(schedule, k=0.02, gamma=1.0)
+    alpha = schedule.alphas_cumprod()
+    ratio = (0.02 + alpha[100] / (1 - alpha[100])) / (0.02 + alpha[800] / (1 - alpha[800]))
+    assert float(weights.mean()) == pytest.approx(1.0)
+    assert float(weights[800] / weights[100]) == pytest.approx(float(ratio), rel=1e-5)
+    assert torch.equal(p2_weights(schedule, k=1.0, gamma=0.0), torch.ones(1000))
+
+
+def test_times_and_factors_share_the_weight():
+    """In the mean over drawn times, a time's share is its P2 weight, whatever the shares of drawing and factor."""
+    task = TextToVideoTask.__new__(TextToVideoTask)
+    task.weights = p2_weights(NoiseSchedule(), k=0.02, gamma=1.0)
+    drawn, error = [], torch.linspace(0.5, 2.0, 1000)
+
+    def loss(networks, latents, tokens, times, noise):
+        drawn.append(times)
+        return error[times]
+
+    task.device, task.networks, task._loss = torch.device("cpu"), {}, loss
+    task.recipe = SimpleNamespace(diffusion=SimpleNamespace(caption_dropout=0.0))
+    task.facts, task.empty_tokens = {"shift": 0.0, "scale": 1.0}, torch.zeros(3, dtype=torch.long)
+    torch.manual_seed(0)
+    batch = (torch.zeros(200_000, 1, 1, 1, 1), torch.zeros(200_000, 1, 1, 1, 1), torch.zeros(200_000, 3).long())
+    found = task.losses(batch, 0)
+    # A mean over 200,000 draws.
+    assert float(found.objectives["denoiser"]) == pytest.approx(float((task.weights * error).mean()), rel=0.01)
+    assert drawn[0].float().mean() > 550
