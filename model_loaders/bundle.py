@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
 from ..kernels.networks.lvdm import (
     LatentVideoUNet,
     LatentVideoUNetConfig,
@@ -35,6 +36,8 @@ from .lvdm import SCALINGS
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "TextToVideoUNet": (TextToVideoUNet, TextToVideoUNetConfig),
     "LatentVideoUNet": (LatentVideoUNet, LatentVideoUNetConfig),
+    "HiGenUNet": (HiGenUNet, HiGenUNetConfig),
+    "SpaceTimeUNet": (SpaceTimeUNet, SpaceTimeUNetConfig),
     "VideoAutoencoder": (VideoAutoencoder, VideoAutoencoderConfig),
     "CaptionEncoder": (CaptionEncoder, CaptionEncoderConfig),
 }
@@ -167,6 +170,9 @@ def _description(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 def _components(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Component]:
     tensors = {name: tensor for name, tensor in tensors.items() if name not in _DESCRIPTIONS}
     components = {}
+    unknown = entries.keys() - _PREFIXES.keys()
+    if unknown:
+        raise KeyError(unknown.pop())
     for role, prefixes in _PREFIXES.items():
         # A network that was saved alone has no prefix.
         alone = ("",) if list(entries) == [role] else ()

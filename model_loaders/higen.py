@@ -7,10 +7,16 @@ from typing import Any
 from torch import Tensor
 
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
-from .checkpoint import Component
-from .keymap import KeyMap, Rule
+from ..kernels.sampling.schedules import NoiseSchedule
+from .checkpoint import MODEL, Checkpoint, Component, Family, LatentSpec, ReadOptions
+from .errors import CheckpointError
+from .keymap import KeyMap, Rule, strip_prefix
 from .unet_layout import RESIDUAL, UNetLayout, count
 
+# Latents of Stable Diffusion, frame by frame.
+LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
+HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity")
+MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012)
 STEM_HEADS = 8
 """Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""
 
@@ -187,3 +193,29 @@ def unet_component(tensors: Mapping[str, Tensor]) -> Component:
 def _without_batch(name: str, tensor: Tensor) -> Tensor:
     """The learned tokens were released with a batch axis."""
     return tensor[0] if name == "context_embedding.tokens" and tensor.ndim == 3 and len(tensor) == 1 else tensor
+
+
+def _denoiser(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a denoiser with temporal convolutions, in any layout, below any prefix; or none."""
+    for prefix in ("model.diffusion_model.", "diffusion_model.", "unet.", "module.", ""):
+        unet = strip_prefix(tensors, prefix)
+        marks = ("input_blocks.0.1.proj_in.weight", "transformer_in.proj_in.weight", "temporal_in.project_in.weight")
+        if any(mark in unet for mark in marks):
+            return unet
+    return {}
+
+
+def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:
+    return bool(_denoiser(tensors))
+
+
+def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
+    if options.ema:
+        raise CheckpointError(f"{name} has no averaged (EMA) weights beside its own: choose the training weights.")
+    component = unet_component(_denoiser(tensors))
+    if component.network is HiGenUNet:
+        return Checkpoint(name, "higen", {MODEL: component}, LATENT, HIGEN_SCHEDULE)
+    return Checkpoint(name, "modelscope", {MODEL: component}, LATENT, MODELSCOPE_SCHEDULE)
+
+
+FAMILY = Family("higen", _recognise, _read)

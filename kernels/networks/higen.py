@@ -308,6 +308,8 @@ class SpaceTimeUNet(nn.Module):
 
     # Peak of live values in a forward pass without gradients, per latent position and model channel (measured).
     activation_values = 20.0
+    # A single frame is a picture, which these models make too.
+    fewest_frames = 1
 
     def __init__(
         self,

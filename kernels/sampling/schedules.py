@@ -4,6 +4,7 @@ Shapes: S sampling steps; tables of length `steps` over the diffusion time 0..st
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,22 +17,30 @@ class NoiseSchedule:
     Attributes:
         linear_start, linear_end: first and last beta.
         steps: length of the diffusion.
+        zero_terminal_snr: stretched so that nothing is left of the signal at the last step (arXiv 2305.08891, alg. 1).
+        prediction: what networks predict on it: the noise, or the velocity sqrt(abar) noise - sqrt(1 - abar) x_0.
     """
 
     linear_start: float = 0.0015
     linear_end: float = 0.0155
     steps: int = 1000
+    zero_terminal_snr: bool = False
+    prediction: Literal["noise", "velocity"] = "noise"
 
     def betas(self) -> Tensor:
-        """beta_t, (steps,)."""
+        """beta_t, (steps,), before any stretching."""
         return torch.linspace(self.linear_start**0.5, self.linear_end**0.5, self.steps, dtype=torch.float64) ** 2
 
     def alphas_cumprod(self) -> Tensor:
         """abar_t, the share of signal left at step t, (steps,)."""
-        return torch.cumprod(1.0 - self.betas(), dim=0)
+        alphas = torch.cumprod(1.0 - self.betas(), dim=0)
+        if not self.zero_terminal_snr:
+            return alphas
+        roots = alphas.sqrt()
+        return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
 
     def sigmas(self) -> Tensor:
-        """Noise per unit of signal, sqrt((1 - abar) / abar), (steps,)."""
+        """Noise per unit of signal, sqrt((1 - abar) / abar), (steps,); infinite where no signal is left."""
         return sigma_of(self.alphas_cumprod())
 
 

@@ -13,11 +13,10 @@ class VideoLatentFormat(latent_formats.LatentFormat):
     """A latent format made of a `LatentSpec`; the preview shows all frames as a contact sheet."""
 
     latent_dimensions = 3
-    # Latents along time that a model needs: single ones are images, and come from nodes for images.
-    fewest = 2
 
-    def __init__(self, spec: LatentSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: LatentSpec, fewest: int = 2) -> None:
+        """`fewest`: latents along time that the model takes; single ones come from nodes for images by mistake."""
+        self.spec, self.fewest = spec, fewest
         self.scale_factor = spec.scale
         self.latent_channels = spec.channels
         self.spacial_downscale_ratio = spec.spatial

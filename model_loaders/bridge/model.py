@@ -79,7 +79,9 @@ class VideoModel(model_base.BaseModel):
     """A diffusion model on 5D latents."""
 
     def __init__(self, config: "VideoModelConfig", device: torch.device | None = None) -> None:
-        super().__init__(config, model_base.ModelType.EPS, device=device, unet_model=bridged(config.network))
+        kind = {"noise": model_base.ModelType.EPS, "velocity": model_base.ModelType.V_PREDICTION}
+        prediction = kind[config.checkpoint.schedule.prediction]
+        super().__init__(config, prediction, device=device, unet_model=bridged(config.network))
         self.checkpoint = config.checkpoint
 
     @property
@@ -184,7 +186,8 @@ class VideoModelConfig(supported_models_base.BASE):
         component = checkpoint.component(MODEL)
         if component.network is None:
             raise CheckpointError(f"{checkpoint.name}: its denoiser is one of ComfyUI's, use the core loader.")
-        self.latent_format = lambda: VideoLatentFormat(checkpoint.latent)
+        fewest = getattr(component.network, "fewest_frames", 2)
+        self.latent_format = lambda: VideoLatentFormat(checkpoint.latent, fewest)
         super().__init__({"config": component.config})
         self.checkpoint, self.network = checkpoint.without_weights(), component.network
         schedule = checkpoint.schedule
@@ -193,6 +196,7 @@ class VideoModelConfig(supported_models_base.BASE):
             "linear_start": schedule.linear_start,
             "linear_end": schedule.linear_end,
             "timesteps": schedule.steps,
+            "zsnr": schedule.zero_terminal_snr,
         }
         values = component.network.activation_values * component.config.model_channels  # type: ignore[attr-defined]
         self.memory_usage_factor = values / _FACTOR_UNIT

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import lzma
+import re
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,10 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
-from weft.model_loaders.higen import unet_component
+from weft.kernels.sampling.schedules import alpha_cumprod_of, ddim_sigmas
+from weft.model_loaders.checkpoint import MODEL, ReadOptions, interpret
+from weft.model_loaders.errors import CheckpointError
+from weft.model_loaders.higen import HIGEN_SCHEDULE, MODELSCOPE_SCHEDULE, unet_component
 from weft.model_loaders.keymap import check_tensors, strip_prefix
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "higen"
@@ -150,3 +154,28 @@ def test_released_tensors(name, network, config, parameters):
     assert (component.network, component.config) == (network, config)
     check_tensors(component.blank(), component.tensors, name)
     assert sum(tensor.numel() for tensor in component.tensors.values()) == parameters
+
+
+def test_released_schedule():
+    """Zero terminal SNR, and the grid of DDIM with its last step at the first level, in float64."""
+    said = json.loads((DATA / "schedule.json").read_text())
+    alphas = HIGEN_SCHEDULE.alphas_cumprod()
+    torch.testing.assert_close(alphas, torch.tensor(said["alpha_bar"], dtype=torch.float64), rtol=1e-12, atol=1e-15)
+    walk = said["ddim50"]
+    expected = torch.tensor([*walk["alpha_bar"], walk["alpha_bar_previous"][-1]], dtype=torch.float64)
+    torch.testing.assert_close(alpha_cumprod_of(ddim_sigmas(HIGEN_SCHEDULE, 50)), expected, rtol=1e-10, atol=0)
+    assert HIGEN_SCHEDULE.sigmas()[-1].isinf() and HIGEN_SCHEDULE.prediction == "velocity"
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.diffusion_model."])
+def test_files_are_recognised(prefix):
+    network, *_ = tiny_higen()
+    tensors = {prefix + name: tensor for name, tensor in network.state_dict().items()}
+    checkpoint = interpret("any.pth", tensors, {})
+    assert (checkpoint.family, checkpoint.schedule) == ("higen", HIGEN_SCHEDULE)
+    assert checkpoint.component(MODEL).network is HiGenUNet
+    plain = {name: t for name, t in tensors.items() if not re.search("resampler|motion|appearance|prior", name)}
+    checkpoint = interpret("any.pth", plain, {})
+    assert (checkpoint.family, checkpoint.schedule) == ("modelscope", MODELSCOPE_SCHEDULE)
+    with pytest.raises(CheckpointError, match="any.pth has no averaged .* choose the training weights"):
+        interpret("any.pth", tensors, {}, ReadOptions(ema=True))

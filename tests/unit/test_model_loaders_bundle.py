@@ -1,5 +1,6 @@
 """This package's own files: written whole or not at all, and read back as they were."""
 
+import dataclasses
 import json
 
 import pytest
@@ -72,11 +73,13 @@ def test_metadata_says_where_the_model_comes_from(tmp_path, networks):
     assert set(found) == set(METADATA)
 
 
-def test_choices_of_released_files_do_not_matter(tmp_path, networks):
-    """A bundle has one copy of the weights, and knows its scale."""
+def test_what_the_user_chooses_wins(tmp_path, networks):
     path = tmp_path / "lvdm.safetensors"
     save(path, networks)
-    assert read(path, ReadOptions(ema=True, scaling="sky")).latent == LATENT
+    found = read(path, ReadOptions(scaling="sky")).latent
+    assert found == dataclasses.replace(LATENT, scale=0.33422927, shift=1.4606637)
+    with pytest.raises(CheckpointError, match="lvdm.safetensors has no averaged .EMA. weights"):
+        read(path, ReadOptions(ema=True))
 
 
 @pytest.mark.parametrize("existing", [b"old content", None])
