@@ -244,3 +244,16 @@ def test_read_video_refuses_a_file_that_is_no_video(tmp_path):
     path.write_text("no video")
     with pytest.raises(ValueError, match="clip.mp4"):
         read_video(path)
+
+
+def test_paths_cross_the_middle_of_the_frame():
+    """Along their direction; beside it they are anywhere, so that the caption leaves something open."""
+    beside = []
+    for index in range(200):
+        clip = MovingShapes(CONFIG).clip(index)
+        for shape, track in zip(clip.spec.objects, clip.objects, strict=True):
+            axis = 0 if "left" in shape.direction else 1
+            middle = (track.centres[0] + track.centres[-1]) / 2 / CONFIG.size
+            assert abs(middle[axis] - 0.5) <= 0.06 + 1e-9
+            beside.append(middle[1 - axis])
+    assert np.std(beside) > 0.12

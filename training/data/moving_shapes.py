@@ -36,6 +36,8 @@ RADIUS = (0.11, 0.15)
 """Size of an object, as a fraction of the frame."""
 REACH = 1.25
 """Half the extent of the widest shape, in radii: what an object keeps away from the border."""
+CROSSING = 0.06
+"""How far from the middle of the frame, as a fraction of it, the middle of a path lies along its direction."""
 PATH_CANDIDATES = 64
 HUE_JITTER = 0.02
 SATURATION, VALUE = (0.85, 1.0), (0.8, 1.0)
@@ -119,7 +121,7 @@ def _draw_shade(colour: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, config: MovingShapesConfig) -> np.ndarray:
-    """Return straight paths (objects, T, 2) inside the frame.
+    """Return straight paths (objects, T, 2) inside the frame, across its middle and anywhere beside it.
 
     Of PATH_CANDIDATES draws this is the first in which two objects touch for at most an eighth of the clip, or else the
     one in which they touch the least.
@@ -130,6 +132,10 @@ def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, con
     margin = REACH * radii[:, None, None]
     lowest = margin + np.maximum(-displacement, 0)
     highest = config.size - margin - np.maximum(displacement, 0)
+    middle = (config.size - displacement) / 2
+    along = steps != 0
+    lowest = np.where(along, np.maximum(lowest, middle - CROSSING * config.size), lowest)
+    highest = np.where(along, np.minimum(highest, middle + CROSSING * config.size), highest)
     starts = rng.uniform(lowest, highest)
     progress = np.linspace(0, 1, config.frames)[:, None]
     paths = starts[:, :, None] + displacement[:, :, None] * progress
