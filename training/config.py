@@ -195,6 +195,11 @@ class TextToVideoRecipe:
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
     network: TextToVideoUNetConfig = setting(doc="the UNet")
     text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    temporal_start: Literal["zero", "drawn"] = setting(
+        "zero",
+        doc="zero: temporal attention has no effect at first, as released for networks that begin as image models; "
+        "drawn: it has, and what depends on text and time together is learned far sooner from nothing",
+    )
     schedule: Schedule = section(Schedule, doc="noise schedule")
     diffusion: Diffusion = section(Diffusion, doc="loss")
     optimization: Optimization = setting(doc="optimizer")

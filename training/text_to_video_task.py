@@ -53,7 +53,7 @@ class TextToVideoTask:
 
         self.text_encoder = text.network.to(device)
         self.unet = TextToVideoUNet(recipe.network, operations=TrainingOperations).to(device)
-        initialize_denoiser(self.unet)
+        initialize_denoiser(self.unet, recipe.temporal_start == "zero")
         self.tokens = text.tokens(self.train_latents.captions)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
@@ -169,14 +169,17 @@ def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
     return (weights / weights.mean()).float()
 
 
-def initialize_denoiser(network: TextToVideoUNet) -> None:
-    """Start every residual branch at zero and position tables Xavier-uniform, as the released models did."""
+def initialize_denoiser(network: TextToVideoUNet, zero_temporal: bool = True) -> None:
+    """Start every residual branch at zero and position tables Xavier-uniform, as the released models did.
+
+    Temporal attention stands inside a branch: it need not start at zero where there is no image model to preserve.
+    """
     for module in network.modules():
         if isinstance(module, ResidualBlock):
             _zero(module.conv2)
         elif isinstance(module, SpaceTimeTransformer):
             _zero(module.project_out)
-        elif isinstance(module, TemporalAttention):
+        elif isinstance(module, TemporalAttention) and zero_temporal:
             _zero(module.out)
         elif isinstance(module, RelativePositions):
             nn.init.xavier_uniform_(module.table.weight)
