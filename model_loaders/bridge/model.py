@@ -116,7 +116,7 @@ class VideoModel(model_base.BaseModel):
         """
         self._check_latent(kwargs["noise"])
         out = super().extra_conds(**kwargs)
-        width = getattr(self.network_config, "context_width", None)
+        width = getattr(self.network_config, "text_width", getattr(self.network_config, "context_width", None))
         text = kwargs.get("cross_attn")
         if width is None:
             out.pop("c_crossattn", None)

@@ -198,10 +198,7 @@ def test_too_few_frames_for_the_vae(client, graph):
     graph["21"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["20", 0], "vae": ["1", 2]}}
     graph["6"]["inputs"]["samples"] = ["21", 0]
     error = client.error(graph)
-    assert (
-        error["node_type"] == "VAEEncode"
-        and "found 1 frames of 64 x 64: give" in error["exception_message"]
-    )
+    assert error["node_type"] == "VAEEncode" and "found 1 frames of 64 x 64: give" in error["exception_message"]
 
 
 def test_steps_without_a_released_grid(client, graph):
