@@ -24,7 +24,10 @@ def frame(opcode: int, data: bytes, last: bool = True) -> bytes:
 
 @pytest.fixture
 def serve_frames() -> Iterable[Callable]:
-    """Start a server that greets one client as RFC 6455 says, sends frames, and keeps what it gets back."""
+    """Start a server that greets one client as RFC 6455 says and sends frames; gives its port and what it got back.
+
+    The latter is a function: it waits until the client is gone, so that nothing is still on its way.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
     received = bytearray()
 
@@ -42,10 +45,16 @@ def serve_frames() -> Iterable[Callable]:
 
     threads = []
 
-    def start(frames: list[bytes], status: bytes = b"101 Switching Protocols") -> tuple[int, bytearray]:
-        threads.append(threading.Thread(target=answer, args=(frames, status)))
-        threads[-1].start()
-        return listener.getsockname()[1], received
+    def start(frames: list[bytes], status: bytes = b"101 Switching Protocols") -> tuple[int, Callable[[], bytearray]]:
+        thread = threading.Thread(target=answer, args=(frames, status))
+        threads.append(thread)
+        thread.start()
+
+        def all_received() -> bytearray:
+            thread.join(timeout=10)
+            return received
+
+        return listener.getsockname()[1], all_received
 
     yield start
     for thread in threads:
@@ -56,12 +65,13 @@ def serve_frames() -> Iterable[Callable]:
 def test_the_websocket_reads_every_kind_of_frame(serve_frames: Callable):
     texts = [json.dumps({"text": "x" * length}).encode() for length in (3, 300, 70000)]
     split = [frame(0x1, b'{"a":', last=False), frame(0x9, b"ping"), frame(0x0, b"1}")]
-    port, received = serve_frames(
+    port, all_received = serve_frames(
         [frame(0x2, b"preview"), *(frame(0x1, text) for text in texts), *split, frame(0x8, b"")]
     )
     client = WebSocket("127.0.0.1", port, "/ws")
     messages = list(client.messages())
     client.close()
+    received = all_received()
     assert [len(message.get("text", "")) for message in messages] == [3, 300, 70000, 0]
     assert messages[-1] == {"a": 1}
     pong, length, mask, data = received[0], received[1], received[2:6], received[6:]
