@@ -185,6 +185,26 @@ class Diffusion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenoiserStart:
+    """How a UNet's weights are drawn; the defaults are those of the released models, which begin as image models.
+
+    Which way something moves is a product of text, frame and place. From nothing it is learned only when a word and a
+    frame are already seen clearly in the features of the first step.
+    """
+
+    temporal: Literal["zero", "drawn"] = setting(
+        "zero", doc="zero: temporal attention has no effect at first; drawn: it has, like every other layer"
+    )
+    text_gain: float = setting(
+        1.0, above=0, doc="factor on the output of text attention, in which a word is one of many at first"
+    )
+    position_gain: float = setting(1.0, above=0, doc="factor on the position tables of temporal attention")
+    feed_forward_gain: float = setting(
+        1.0, above=0, doc="factor on the input of feed-forward layers, in which features are multiplied"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextToVideoRecipe:
     """A text-to-video UNet on the latents of a trained autoencoder."""
 
@@ -195,11 +215,7 @@ class TextToVideoRecipe:
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
     network: TextToVideoUNetConfig = setting(doc="the UNet")
     text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
-    temporal_start: Literal["zero", "drawn"] = setting(
-        "zero",
-        doc="zero: temporal attention has no effect at first, as released for networks that begin as image models; "
-        "drawn: it has, and what depends on text and time together is learned far sooner from nothing",
-    )
+    initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
     schedule: Schedule = section(Schedule, doc="noise schedule")
     diffusion: Diffusion = section(Diffusion, doc="loss")
     optimization: Optimization = setting(doc="optimizer")

@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, tokenize, words_of
+from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
 from .config import CaptionText, ClipText, Data, MovingShapesData
-from .data.captions import caption_words
+from .data.captions import caption_terms
 from .operations import TrainingOperations
 from .settings import RecipeError
 
@@ -36,17 +36,17 @@ class TrainedCaptions:
     trained = True
 
     def __init__(self, settings: CaptionText, data: Data, captions: list[str]) -> None:
-        longest = max(captions, key=lambda text: len(words_of(text)))
-        needed = len(words_of(longest)) + 2
+        if isinstance(data, MovingShapesData):
+            vocabulary = caption_terms()
+        else:
+            vocabulary = tuple(sorted({word for text in captions for word in words_of(text)}))
+        longest = max(captions, key=lambda text: len(terms_of(text, vocabulary)))
+        needed = len(terms_of(longest, vocabulary)) + 2
         if needed > settings.max_tokens:
             raise RecipeError(
                 f"text_encoder.max_tokens: found {settings.max_tokens}, expected at least {needed} "
                 f"for the caption {longest!r}"
             )
-        if isinstance(data, MovingShapesData):
-            vocabulary = caption_words()
-        else:
-            vocabulary = tuple(sorted({word for text in captions for word in words_of(text)}))
         self.config = CaptionEncoderConfig(
             vocabulary, settings.width, settings.layers, settings.heads, settings.max_tokens
         )

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.layers.attention import CrossAttention, FeedForward
 from ..kernels.layers.resnet import ResidualBlock
 from ..kernels.layers.temporal import RelativePositions, TemporalAttention
 from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise
-from .config import ImageFirstStage, TextToVideoRecipe
+from .config import DenoiserStart, ImageFirstStage, TextToVideoRecipe
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
@@ -53,7 +54,7 @@ class TextToVideoTask:
 
         self.text_encoder = text.network.to(device)
         self.unet = TextToVideoUNet(recipe.network, operations=TrainingOperations).to(device)
-        initialize_denoiser(self.unet, recipe.temporal_start == "zero")
+        initialize_denoiser(self.unet, recipe.initialization)
         self.tokens = text.tokens(self.train_latents.captions)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
@@ -169,20 +170,25 @@ def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
     return (weights / weights.mean()).float()
 
 
-def initialize_denoiser(network: TextToVideoUNet, zero_temporal: bool = True) -> None:
+def initialize_denoiser(network: TextToVideoUNet, settings: DenoiserStart | None = None) -> None:
     """Start every residual branch at zero and position tables Xavier-uniform, as the released models did.
 
-    Temporal attention stands inside a branch: it need not start at zero where there is no image model to preserve.
+    Text and temporal attention stand inside a branch: they may start with a strong effect.
     """
+    settings = settings or DenoiserStart()
     for module in network.modules():
         if isinstance(module, ResidualBlock):
             _zero(module.conv2)
         elif isinstance(module, SpaceTimeTransformer):
             _zero(module.project_out)
-        elif isinstance(module, TemporalAttention) and zero_temporal:
+        elif isinstance(module, TemporalAttention) and settings.temporal == "zero":
             _zero(module.out)
         elif isinstance(module, RelativePositions):
-            nn.init.xavier_uniform_(module.table.weight)
+            nn.init.xavier_uniform_(module.table.weight, gain=settings.position_gain)
+        elif isinstance(module, CrossAttention):
+            module.out.weight.data.mul_(settings.text_gain)
+        elif isinstance(module, FeedForward):
+            module.inner.weight.data.mul_(settings.feed_forward_gain)
     _zero(network.conv_out)
 
 

@@ -20,7 +20,7 @@ class CaptionEncoderConfig:
     """Numbers of a caption encoder.
 
     Attributes:
-        vocabulary: words; the three special tokens come before them.
+        vocabulary: words, and phrases of several words that are one token; the three special tokens come before them.
         width: width of the encoded tokens.
         layers, heads: of the transformer.
         max_tokens: length that every caption is padded or cut to.
@@ -43,10 +43,23 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", text.lower())
 
 
+def terms_of(text: str, vocabulary: tuple[str, ...]) -> list[str]:
+    """Words of a caption, joined by a space where they are a phrase of the vocabulary, the longest first."""
+    phrases = {term for term in vocabulary if " " in term}
+    longest = max((len(phrase.split()) for phrase in phrases), default=1)
+    words, terms = words_of(text), []
+    while words:
+        candidates = (" ".join(words[:length]) for length in range(min(longest, len(words)), 1, -1))
+        term = next((phrase for phrase in candidates if phrase in phrases), words[0])
+        del words[: len(term.split())]
+        terms.append(term)
+    return terms
+
+
 def tokenize(text: str, vocabulary: tuple[str, ...], max_tokens: int) -> list[int]:
-    """Numbers of <start>, the words, <end>, padded with <end>; words that are not in the vocabulary are <unknown>."""
+    """Numbers of <start>, the terms, <end>, padded with <end>; what is not in the vocabulary is <unknown>."""
     number = {token: index for index, token in enumerate((START, END, UNKNOWN, *vocabulary))}
-    words = [number.get(word, number[UNKNOWN]) for word in words_of(text)][: max_tokens - 2]
+    words = [number.get(term, number[UNKNOWN]) for term in terms_of(text, vocabulary)][: max_tokens - 2]
     tokens = [number[START], *words]
     return tokens + [number[END]] * (max_tokens - len(tokens))
 

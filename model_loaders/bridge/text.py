@@ -9,7 +9,7 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
-from ...kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, tokenize, words_of
+from ...kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize
 from ..bundle import DESCRIPTION, describe, description_tensor
 from ..checkpoint import TEXT_ENCODER, Checkpoint, Component
 from ..errors import CheckpointError
@@ -84,11 +84,11 @@ class WordTokenizer:
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         """Start, words, end, without padding; unknown words are named in the log."""
-        words = words_of(text)
-        unknown = sorted(set(words) - set(self.config.vocabulary))
+        terms = terms_of(text, self.config.vocabulary)
+        unknown = sorted(set(terms) - set(self.config.vocabulary))
         if unknown and self.config.vocabulary:
             log.warning("Words that this text encoder does not know: %s", ", ".join(unknown))
-        return {"input_ids": tokenize(text, self.config.vocabulary, len(words) + 2)}
+        return {"input_ids": tokenize(text, self.config.vocabulary, len(terms) + 2)}
 
     def get_vocab(self) -> dict[str, int]:
         """All tokens with their numbers."""

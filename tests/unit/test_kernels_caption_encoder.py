@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weft.kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, tokenize, words_of
+from weft.kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
 
 CONFIG = CaptionEncoderConfig(vocabulary=("a", "red", "circle", "moves"), width=16, layers=2, heads=2, max_tokens=8)
 START, END, UNKNOWN = 0, 1, 2
@@ -44,6 +44,25 @@ def test_tokens(text, numbers):
     """Lower case, unknown words, padding, and cutting that keeps the end token."""
     assert tokenize(text, CONFIG.vocabulary, 8) == numbers
     assert all(0 <= number < len(CONFIG.tokens) for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("moves Left-to-right, slowly", ["moves", "left to right", "slowly"]),
+        ("left to left to right to left", ["left", "to", "left to right", "to", "left"]),
+        ("to right", ["to right"]),
+        ("left to", ["left", "to"]),
+        ("", []),
+    ],
+)
+def test_a_phrase_of_the_vocabulary_is_one_token(text, terms):
+    """The longest phrase wins, wherever it begins; what is left over are words."""
+    vocabulary = ("left to right", "to right", "moves")
+    assert terms_of(text, vocabulary) == terms
+    numbers = {START + 3 + index: term for index, term in enumerate(vocabulary)}
+    known = [numbers.get(number) for number in tokenize(text, vocabulary, 16)[1 : len(terms) + 1]]
+    assert known == [term if term in vocabulary else None for term in terms]
 
 
 def test_tokens_are_numbered_in_order():

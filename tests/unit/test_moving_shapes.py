@@ -9,7 +9,7 @@ import pytest
 from weft.training.data.captions import (
     ClipSpec,
     ShapeSpec,
-    caption_words,
+    caption_terms,
     parse_caption,
     single_object_specs,
     split_of,
@@ -73,11 +73,12 @@ def test_a_caption_outside_the_grammar_names_the_word(caption, message):
         parse_caption(caption)
 
 
-def test_vocabulary_is_exactly_the_words_in_use():
+def test_vocabulary_is_exactly_the_terms_in_use():
     rng = np.random.default_rng(1)
     specs = [*single_object_specs(), *(sample_spec(rng, PAIRS) for _ in range(5))]
-    used = {word for spec in specs for word in spec.caption().split()}
-    assert caption_words() == tuple(sorted(used))
+    used = {term for spec in specs for term in terms_of(spec.caption(), caption_terms())}
+    assert caption_terms() == tuple(sorted(used))
+    assert {term for term in used if " " in term} == set(DIRECTIONS)
 
 
 def test_held_out_captions_never_appear_in_training():

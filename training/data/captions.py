@@ -69,10 +69,9 @@ def single_object_specs() -> Iterator[ClipSpec]:
         yield ClipSpec((ShapeSpec(colour, shape, direction, speed),), background)
 
 
-def caption_words() -> tuple[str, ...]:
-    """Return every word that a caption can contain, sorted."""
-    phrases = (*COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS, *BACKGROUNDS, *GRAMMAR_WORDS)
-    return tuple(sorted({word for phrase in phrases for word in phrase.split()}))
+def caption_terms() -> tuple[str, ...]:
+    """Return every word that a caption can contain, sorted; a direction is one term."""
+    return tuple(sorted(filter(None, (*COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS, *BACKGROUNDS, *GRAMMAR_WORDS))))
 
 
 def parse_caption(text: str) -> ClipSpec:
