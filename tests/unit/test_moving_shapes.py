@@ -6,7 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from weft.kernels.networks.caption_encoder import terms_of
 from weft.training.data.captions import (
+    DIRECTIONS,
     ClipSpec,
     ShapeSpec,
     caption_terms,
