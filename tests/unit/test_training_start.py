@@ -1,14 +1,18 @@
-"""How the autoencoder's training begins: weights that resample, windows around the objects."""
+"""How training begins: an autoencoder that resamples, windows around the objects, denoisers that see text and time."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from weft.kernels.layers.temporal import TemporalAttention
+from weft.kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from weft.training.config import DenoiserStart
 from weft.training.data.clips import stack_videos, to_pixels
 from weft.training.data.crops import crop_to_foreground
 from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
 from weft.training.resampling import initialize_as_resampling
+from weft.training.text_to_video_task import initialize_denoiser
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -47,3 +51,36 @@ def test_windows_lie_around_the_object():
     assert (windows.amax(dim=(1, 3, 4)) == 50.0).all()
     # All frames of a clip are cut at the same place.
     assert all(torch.equal(window[:, 0] > 1, window[:, 3] > 1) for window in windows)
+
+
+def start_of(**settings) -> TextToVideoUNet:
+    config = TextToVideoUNetConfig(
+        model_channels=8, channel_mult=(1,), num_res_blocks=1, attention_factors=(1,), num_heads=2, context_width=8,
+        temporal_length=4, norm_groups=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = TextToVideoUNet(config)
+    initialize_denoiser(network, DenoiserStart(**settings))
+    return network
+
+
+def test_the_released_start_sees_no_time_and_a_strong_one_does():
+    torch.manual_seed(1)
+    tokens = torch.randn(1, 4, 6, 8)
+    released, strong = start_of(), start_of(temporal="drawn", position_gain=8.0)
+    for name, module in released.named_modules():
+        if isinstance(module, TemporalAttention):
+            assert not module(tokens).any()
+            # The same picture in every frame: what differs between frames is the place in time.
+            still = strong.get_submodule(name)(tokens[:, :1].expand(-1, 4, -1, -1))
+            assert (still[:, 0] - still[:, 3]).std() > 0.3
+    assert not released(torch.randn(1, 4, 4, 4, 4), torch.tensor([5]), torch.randn(1, 3, 8)).any()
+
+
+def test_gains_of_a_start_multiply_what_is_drawn():
+    plain, strong = start_of(), start_of(text_gain=30.0, position_gain=8.0, feed_forward_gain=2.5)
+    for name, weight in plain.named_parameters():
+        gain = 30.0 if name.endswith("text.out.weight") else 1.0
+        gain = 8.0 if "positions" in name else gain
+        gain = 2.5 if name.endswith("feed_forward.inner.weight") else gain
+        torch.testing.assert_close(strong.get_parameter(name), weight * gain, msg=name)
