@@ -15,7 +15,7 @@ from .unet_layout import RESIDUAL, UNetLayout, count
 
 # Latents of Stable Diffusion, frame by frame.
 LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
-HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity")
+HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity", offset_noise=0.1)
 MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012)
 STEM_HEADS = 8
 """Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""

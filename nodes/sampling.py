@@ -41,7 +41,7 @@ class ReleaseSampler(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Noise added at every DDIM step: 0 none (deterministic), 1 as released.",
+                    tooltip="Noise added at every DDIM step: 0 none (as HiGen was released), 1 as LVDM was.",
                 ),
                 io.Float.Input(
                     "denoise",

@@ -388,16 +388,18 @@ class HiGenUNet(SpaceTimeUNet):
         prior: Tensor | None = None,
         motion: Tensor | None = None,
         appearance: Tensor | None = None,
+        text_tokens: Tensor | None = None,
     ) -> Tensor:
         """Predict the velocity of a video.
 
         Args:
             x: (B, C, T, H, W).
             timesteps: (B,), 0 to 999.
-            context: (B, N, text width).
+            context: (B, N, text width); not needed beside `text_tokens`.
             prior: clean latent (B, C, H, W); zeros without one, as in spatial reasoning.
             motion: factors (B, T-1), one per step from frame to frame, or (B, T); zeros without them.
             appearance: similarity of each frame to the 32 frames of a clip, (B, T, 32); ones without it.
+            text_tokens: the text after `encode_text`, (B, tokens, D): it is the same at every timestep.
 
         Returns:
             Shape of x.
@@ -406,7 +408,7 @@ class HiGenUNet(SpaceTimeUNet):
             ValueError: a cue's shape does not belong to x, or the context is missing or of another width.
         """
         frames = x.shape[2]
-        text = _text(context, self.config.text_width, x)
+        text = self.encode_text(_text(context, self.config.text_width, x)) if text_tokens is None else text_tokens
         embedding = self._embed(timesteps, x)[:, None]
         embedding = embedding + self.motion_embedding(self._motion_features(x, motion))
         embedding = embedding + self.appearance_embedding(_appearance(x, appearance))
@@ -414,8 +416,13 @@ class HiGenUNet(SpaceTimeUNet):
         if prior.shape != x[:, :, 0].shape:
             raise ValueError(f"The spatial prior has shape {tuple(prior.shape)}, expected {tuple(x[:, :, 0].shape)}.")
         stem = self.conv_in(_frames(x)) + self.prior_in(prior).repeat_interleave(frames, dim=0)
-        step = Step(frames, F.silu(embedding.flatten(0, 1)), self.resampler(text), over_time=frames > 1)
+        step = Step(frames, F.silu(embedding.flatten(0, 1)), text.to(x.dtype), over_time=frames > 1)
         return self._denoise(stem, step)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """What the transformers see of a text (B, N, text width): (B, tokens, D)."""
+        encoded: Tensor = self.resampler(text)
+        return encoded
 
     def _motion_features(self, x: Tensor, motion: Tensor | None) -> Tensor:
         """Sinusoids of the factors, (B, T, width); those of T-1 steps are stretched to T frames (Eq. 2, released)."""

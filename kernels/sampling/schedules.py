@@ -18,6 +18,7 @@ class NoiseSchedule:
         linear_start, linear_end: first and last beta.
         steps: length of the diffusion.
         zero_terminal_snr: stretched so that nothing is left of the signal at the last step (arXiv 2305.08891, alg. 1).
+        offset_noise: added to the noise of videos, one draw for each channel and frame, times this.
         prediction: what networks predict on it: the noise, or the velocity sqrt(abar) noise - sqrt(1 - abar) x_0.
     """
 
@@ -26,6 +27,7 @@ class NoiseSchedule:
     steps: int = 1000
     zero_terminal_snr: bool = False
     prediction: Literal["noise", "velocity"] = "noise"
+    offset_noise: float = 0.0
 
     def betas(self) -> Tensor:
         """beta_t, (steps,), before any stretching."""

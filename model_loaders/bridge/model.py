@@ -14,7 +14,6 @@ from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
 from ..errors import CheckpointError
 from .compat import (
     conds,
-    context_windows,
     model_base,
     model_management,
     model_patcher,
@@ -22,6 +21,7 @@ from .compat import (
     supported_models_base,
     utils,
 )
+from .cues import CUES, Cue
 from .latent import VideoLatentFormat
 from .operations import network_operations
 
@@ -125,6 +125,13 @@ class VideoModel(model_base.BaseModel):
                 f"The text has width {text.shape[-1]}, this model was made for {width}: encode the prompt with the "
                 f"CLIP that belongs to {self.checkpoint.name}."
             )
+        elif text is not None and hasattr(self.diffusion_model, "encode_text"):
+            # The same at every step: once per run, and of one length whatever the prompt's.
+            dtype = self.manual_cast_dtype or self.get_dtype()
+            tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], dtype))
+            out["text_tokens"] = Cue(tokens)
+            out.pop("c_crossattn", None)
+        out.update(kwargs.get(CUES, {}))
         level = kwargs.get("noise_level")
         if level is not None:
             out["noise_level"] = conds.CONDRegular(self._checked_level(torch.as_tensor(level).reshape(-1)))
@@ -159,14 +166,11 @@ class VideoModel(model_base.BaseModel):
         device: torch.device,
         retain_index_list: list[int] | None = None,
     ) -> object:
-        """Conditions that networks declare as one value per frame are cut to the window."""
-        axis = getattr(self.diffusion_model, "per_frame_conditions", {}).get(cond_key)
-        if axis is None:
-            return super().resize_cond_for_context_window(
-                cond_key, cond_value, window, x_in, device, retain_index_list or []
-            )
-        return context_windows.slice_cond(
-            cond_value, window, x_in, device, temporal_dim=axis, retain_index_list=retain_index_list or []
+        """Cues with a value per frame or step are cut to the window."""
+        if isinstance(cond_value, Cue):
+            return cond_value.in_window(window)
+        return super().resize_cond_for_context_window(
+            cond_key, cond_value, window, x_in, device, retain_index_list or []
         )
 
     def state_dict_for_saving(self, *args: object, **kwargs: object) -> dict[str, Tensor]:

@@ -27,9 +27,25 @@ class ReleaseSampler(samplers.KSAMPLER):
     last level is not zero, what it returns is the noisy-scale sample there. Between them a walk can be cut in two.
     """
 
-    def __init__(self, step: StepFunction, start: float, end: float) -> None:
+    def __init__(self, step: StepFunction, start: float, end: float, offset_noise: float = 0.0) -> None:
         super().__init__(partial(_walk, step, end))
-        self.start = start
+        self.start, self.offset_noise = start, offset_noise
+
+    def sample(
+        self,
+        model_wrap: object,
+        sigmas: Tensor,
+        extra_args: dict[str, object],
+        callback: object,
+        noise: Tensor,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor:
+        """Noise (B, C, T, H, W) of videos is shifted by what a frame's pixels share, where the release did so."""
+        if self.offset_noise and noise.shape[2] > 1 and self.max_denoise(model_wrap, sigmas):
+            shared = _noise_like(noise[..., :1, :1], extra_args.get("seed"), stream=2)(sigmas[0], sigmas[0])
+            noise = noise + self.offset_noise * shared
+        return super().sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
 
     def max_denoise(self, model_wrap: object, sigmas: Tensor) -> bool:
         """Whether the walk starts from pure noise: at the release's first level, or the model's highest."""
@@ -39,7 +55,7 @@ class ReleaseSampler(samplers.KSAMPLER):
 def release_sampler(
     schedule: NoiseSchedule, kind: str, steps: int, eta: float, denoise: float
 ) -> tuple[ReleaseSampler, Tensor]:
-    """SAMPLER and SIGMAS of LVDM's release.
+    """SAMPLER and SIGMAS of a release.
 
     Args:
         schedule: of the model.
@@ -49,12 +65,18 @@ def release_sampler(
         denoise: share of the walk that is done, from its end; 1 for all.
 
     Raises:
-        ValueError: steps without a released grid.
+        ValueError: steps without a released grid, or all steps of a schedule that ends without any signal.
     """
+    if kind == "ancestral" and schedule.zero_terminal_snr:
+        raise ValueError(
+            "This model's schedule ends at pure noise, which 'ancestral' cannot start from: choose 'ddim'."
+        )
     sigmas = ancestral_sigmas(schedule) if kind == "ancestral" else ddim_sigmas(schedule, steps)
     step = _ancestral if kind == "ancestral" else partial(_ddim, eta)
     kept = max(1, round((len(sigmas) - 1) * denoise))
-    return ReleaseSampler(step, float(sigmas[0]), float(sigmas[-1])), sigmas[-(kept + 1) :].float()
+    return ReleaseSampler(step, float(sigmas[0]), float(sigmas[-1]), schedule.offset_noise), sigmas[
+        -(kept + 1) :
+    ].float()
 
 
 def _ddim(eta: float, x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
@@ -91,10 +113,10 @@ def _walk(
     return x * alpha_cumprod_of(sigmas[-1]).sqrt().to(x.dtype)
 
 
-def _noise_like(x: Tensor, seed: object) -> Callable[[Tensor, Tensor], Tensor]:
+def _noise_like(x: Tensor, seed: object, stream: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
     """Noise from the CPU generator, so that a seed gives the same video on every device."""
     # Another seed than that of the starting noise; it wraps around like the seeds of ComfyUI's nodes.
-    number = (int(seed) + 1) % 2**64 if seed is not None else torch.initial_seed()  # type: ignore[call-overload]
+    number = (int(seed) + stream) % 2**64 if seed is not None else torch.initial_seed()  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(number)
 
     def draw(sigma: Tensor, sigma_next: Tensor) -> Tensor:

@@ -117,3 +117,17 @@ def sample(comfy: InProcess, toy: Toy) -> Callable[..., Tensor]:
         return comfy.run("KSampler", model=model, **inputs)[0]["samples"]
 
     return run
+
+
+@pytest.fixture
+def image_vae(comfy):
+    """A small image VAE with random weights, by ComfyUI's own detection."""
+    from comfy.sd import VAE
+    from comfy.taesd.taesd import TAESD
+
+    torch.manual_seed(0)
+    weights = {name: torch.randn(tensor.shape) for name, tensor in TAESD(latent_channels=4).state_dict().items()}
+    weights = {name: tensor * max(1, tensor[0].numel()) ** -0.5 for name, tensor in weights.items() if tensor.ndim}
+    vae = VAE(sd=weights)
+    assert vae.latent_dim == 2
+    return vae

@@ -150,20 +150,6 @@ def pixel_space(comfy):
     return comfy.run("VAELoader", vae_name="pixel_space")[0]
 
 
-@pytest.fixture
-def image_vae(comfy):
-    """A small image VAE with random weights, by ComfyUI's own detection."""
-    from comfy.sd import VAE
-    from comfy.taesd.taesd import TAESD
-
-    torch.manual_seed(0)
-    weights = {name: torch.randn(tensor.shape) for name, tensor in TAESD(latent_channels=4).state_dict().items()}
-    weights = {name: tensor * max(1, tensor[0].numel()) ** -0.5 for name, tensor in weights.items() if tensor.ndim}
-    vae = VAE(sd=weights)
-    assert vae.latent_dim == 2
-    return vae
-
-
 def test_video_vae_has_everything_that_comfyuis_own_sets(toy, image_vae):
     """Its constructor is not called, so a newer ComfyUI may come to expect more."""
     assert not vars(image_vae).keys() - vars(toy.vae).keys()
