@@ -15,9 +15,9 @@ from .report import environment, records, rows, table
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LEGEND = (
-    "speed: median time of the peer `plain` / own median; range: of single rounds; cpu speed: of processor times, "
+    "speed: median time of the first peer / own median; range: of single rounds; cpu speed: of processor times, "
     "which other programs disturb less; memory: own peak / the peer's; values: peak / (bytes per value * positions "
-    "of the larger of input and output * base width); error: largest difference from `plain` / its standard deviation."
+    "of the larger of input and output * base width); error: largest difference from it / its standard deviation."
 )
 
 

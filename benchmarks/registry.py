@@ -1,5 +1,5 @@
 """All cases by name; a system adds its own tuple."""
 
-from . import lvdm
+from . import higen, lvdm
 
-CASES = {case.name: case for case in (*lvdm.CASES,)}
+CASES = {case.name: case for case in (*lvdm.CASES, *higen.CASES)}
