@@ -25,16 +25,24 @@ _KINDS = {
     b"GIF8": "a GIF image",
     b"RIFF": "a media file",
 }
+FOLDER_PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+"""Folders of a diffusers pipeline that are read, and how the weights in them are called."""
+SCHEDULER = "scheduler"
+"""Key of a folder's scheduler configuration in its metadata."""
 _NESTS = ("state_dict", "model", "module", "model_state_dict")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, and the metadata, of a safetensors file or a pickled checkpoint (read with weights_only).
 
+    Of a folder in diffusers' layout the tensors of its parts, each below the part's name.
+
     Raises:
         CheckpointError: the file is missing, damaged, holds code, or holds no tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         raise CheckpointError(f"{path.name}: there is no such file.")
     with open(path, "rb") as file:
@@ -47,6 +55,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     raise CheckpointError(
         f"{path.name} is {kind}, expected a .safetensors file or a PyTorch checkpoint: choose the model's weights."
     )
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors: dict[str, Tensor] = {}
+    for part, stem in FOLDER_PARTS.items():
+        for file in _weights_in(folder / part, stem):
+            tensors |= {f"{part}.{name}": tensor for name, tensor in read_tensors(file)[0].items()}
+    if not any(name.startswith("unet.") for name in tensors):
+        raise CheckpointError(
+            f"{folder.name} has no unet/{FOLDER_PARTS['unet']}.safetensors (or .bin): expected a pipeline's folder in "
+            "diffusers' layout, as downloaded with all its subfolders."
+        )
+    scheduler = folder / SCHEDULER / "scheduler_config.json"
+    return tensors, {SCHEDULER: scheduler.read_text(encoding="utf-8")} if scheduler.is_file() else {}
+
+
+def _weights_in(folder: Path, stem: str) -> list[Path]:
+    """The file with all weights, or its shards; safetensors before pickles, whole before half precision."""
+    pickled = "pytorch_model" if stem == "model" else stem
+    for name in (f"{stem}.safetensors", f"{pickled}.bin", f"{stem}.fp16.safetensors", f"{pickled}.fp16.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+    return sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

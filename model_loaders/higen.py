@@ -1,15 +1,17 @@
 """HiGen and ModelScopeT2V checkpoints: released layout, and ModelScopeT2V in diffusers' layout."""
 
+import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
 from ..kernels.sampling.schedules import NoiseSchedule
-from .checkpoint import MODEL, Checkpoint, Component, Family, LatentSpec, ReadOptions
+from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
+from .files import SCHEDULER
 from .keymap import KeyMap, Rule, strip_prefix
 from .unet_layout import RESIDUAL, UNetLayout, count
 
@@ -17,6 +19,7 @@ from .unet_layout import RESIDUAL, UNetLayout, count
 LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
 HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity", offset_noise=0.1)
 MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012)
+PREDICTIONS: dict[str, Literal["noise", "velocity"]] = {"epsilon": "noise", "v_prediction": "velocity"}
 STEM_HEADS = 8
 """Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""
 
@@ -212,10 +215,34 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bo
 def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
     if options.ema:
         raise CheckpointError(f"{name} has no averaged (EMA) weights beside its own: choose the training weights.")
-    component = unet_component(_denoiser(tensors))
-    if component.network is HiGenUNet:
-        return Checkpoint(name, "higen", {MODEL: component}, LATENT, HIGEN_SCHEDULE)
-    return Checkpoint(name, "modelscope", {MODEL: component}, LATENT, MODELSCOPE_SCHEDULE)
+    components = {MODEL: unet_component(_denoiser(tensors))}
+    # A folder has these beside the denoiser; ComfyUI has the networks.
+    parts = ((VAE, "vae.", "stable diffusion"), (TEXT_ENCODER, "text_encoder.", "clip h"))
+    for role, prefix, network in parts:
+        if any(key.startswith(prefix) for key in tensors):
+            components[role] = Component(None, network, strip_prefix(tensors, prefix))
+    if components[MODEL].network is HiGenUNet:
+        return Checkpoint(name, "higen", components, LATENT, HIGEN_SCHEDULE)
+    return Checkpoint(name, "modelscope", components, LATENT, _schedule(name, metadata.get(SCHEDULER)))
+
+
+def _schedule(name: str, configuration: str | None) -> NoiseSchedule:
+    """The noise schedule of a folder's scheduler configuration; without one that of the published ModelScopeT2V."""
+    if configuration is None:
+        return MODELSCOPE_SCHEDULE
+    try:
+        said = json.loads(configuration)
+        kind, prediction = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
+        start, end = float(said.get("beta_start", 0.0001)), float(said.get("beta_end", 0.02))
+        steps, stretched = int(said.get("num_train_timesteps", 1000)), bool(said.get("rescale_betas_zero_snr", False))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{name}: scheduler/scheduler_config.json cannot be read ({error}).") from error
+    if kind != "scaled_linear" or prediction not in PREDICTIONS:
+        raise CheckpointError(
+            f"{name}: its scheduler has beta_schedule {kind!r} and prediction_type {prediction!r}, expected "
+            f"'scaled_linear' and one of {', '.join(PREDICTIONS)}."
+        )
+    return NoiseSchedule(start, end, steps, stretched, PREDICTIONS[prediction])
 
 
 FAMILY = Family("higen", _recognise, _read)

@@ -18,18 +18,28 @@ def register() -> None:
 
 
 def choices(folder: str) -> list[str]:
-    """File names in the pack's own folders and in one of ComfyUI's, without repetition."""
+    """File names in the pack's own folders and in one of ComfyUI's, and pipelines, without repetition."""
     names = [*folder_paths.get_filename_list(OWN), *folder_paths.get_filename_list(folder)]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*names, *pipelines()]))
+
+
+def pipelines() -> dict[str, str]:
+    """Path by name of the folders in diffusers' layout, which the core keeps in `models/diffusers`."""
+    found = {}
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for index in sorted(Path(root).glob("*/model_index.json")):
+            found.setdefault(index.parent.name, str(index.parent))
+    return found
 
 
 def find(name: str, folder: str) -> str:
-    """Path of a chosen file.
+    """Path of a chosen file or pipeline.
 
     Raises:
         FileNotFoundError: it is in none of the folders.
     """
-    return folder_paths.get_full_path(OWN, name) or folder_paths.get_full_path_or_raise(folder, name)
+    path = folder_paths.get_full_path(OWN, name) or folder_paths.get_full_path(folder, name) or pipelines().get(name)
+    return path or folder_paths.get_full_path_or_raise(folder, name)
 
 
 def stamp(name: str | None, folder: str) -> str:
@@ -37,7 +47,9 @@ def stamp(name: str | None, folder: str) -> str:
     if name is None:
         return "linked"
     try:
-        status = os.stat(find(name, folder))
+        path = Path(find(name, folder))
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        states = [file.stat() for file in files]
     except OSError:
         return "missing"
-    return f"{status.st_mtime_ns}-{status.st_size}"
+    return "-".join(f"{state.st_mtime_ns}-{state.st_size}" for state in states)

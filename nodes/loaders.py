@@ -62,8 +62,8 @@ class LoadCheckpoint(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=folders.choices("checkpoints"),
-                    tooltip="File in models/checkpoints, models/weft, or one of the small models that come with the "
-                    "pack.",
+                    tooltip="File in models/checkpoints or models/weft, folder in models/diffusers, or one of the "
+                    "small models that come with the pack.",
                 ),
                 _weights_input(),
                 _scaling_input(),

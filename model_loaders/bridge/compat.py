@@ -5,7 +5,7 @@ what is used of each; a test looks for all of it on the oldest and the newest su
 """
 
 import comfy.conds as conds
-import comfy.context_windows as context_windows
+import comfy.diffusers_convert as diffusers_convert
 import comfy.latent_formats as latent_formats
 import comfy.ldm.modules.attention as attention
 import comfy.model_base as model_base
@@ -23,7 +23,7 @@ import comfy.utils as utils
 BORROWED = {
     attention: ("optimized_attention",),
     conds: ("CONDNoiseShape", "CONDRegular"),
-    context_windows: ("slice_cond",),
+    diffusers_convert: ("convert_vae_state_dict",),
     latent_formats: ("LatentFormat", "SD15"),
     model_base: ("BaseModel", "ModelType"),
     model_management: (

@@ -45,8 +45,14 @@ def make_clip(checkpoint: Checkpoint) -> sd.CLIP:
 
 
 def _stock_clip(tensors: Mapping[str, Tensor], name: str) -> sd.CLIP:
-    """ComfyUI's CLIP-L, which takes incomplete files by itself."""
+    """ComfyUI's CLIP-L or CLIP-H, which take incomplete files by themselves."""
     tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("position_ids")}
+    if "encoder.layers.0.layer_norm1.weight" in tensors:  # as transformers writes it since version 5
+        tensors = {f"text_model.{key}": tensor for key, tensor in tensors.items()}
+    # Stable Diffusion 2's encoder is used up to its last layer but one, where files in diffusers' layout end.
+    used, unused = "text_model.encoder.layers.22.", "text_model.encoder.layers.23."
+    last = {key: tensor for key, tensor in tensors.items() if key.startswith(used)}
+    tensors = {**{key.replace(used, unused): tensor for key, tensor in last.items()}, **tensors}
     # The encoders inside checkpoints have no projection of the pooled output; ComfyUI's has one, and leaves it undrawn.
     final = tensors.get("text_model.final_layer_norm.weight")
     if final is not None:
@@ -57,10 +63,10 @@ def _stock_clip(tensors: Mapping[str, Tensor], name: str) -> sd.CLIP:
             embedding_directory=folder_paths.get_folder_paths("embeddings"),
             clip_type=sd.CLIPType.STABLE_DIFFUSION,
         )
-        network = clip.cond_stage_model.clip_l.transformer
+        network = getattr(clip.cond_stage_model, clip.cond_stage_model.clip).transformer
     except (AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{name}: ComfyUI cannot make a CLIP-L of its text encoder ({reason}).") from error
+        raise CheckpointError(f"{name}: ComfyUI cannot make a CLIP of its text encoder ({reason}).") from error
     check_tensors(network, tensors, f"The text encoder in {name}")
     return clip
 

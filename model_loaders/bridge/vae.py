@@ -11,7 +11,7 @@ from ..bundle import DESCRIPTION, describe, description_tensor
 from ..checkpoint import VAE, Checkpoint
 from ..errors import CheckpointError
 from ..keymap import check_tensors
-from .compat import model_management, model_patcher, ops, sd
+from .compat import diffusers_convert, model_management, model_patcher, ops, sd
 from .operations import network_operations
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,8 @@ def make_vae(checkpoint: Checkpoint) -> sd.VAE:
 def _stock_vae(tensors: Mapping[str, Tensor], name: str) -> sd.VAE:
     """ComfyUI's VAE, which takes incomplete files by itself."""
     try:
+        if "decoder.up_blocks.0.resnets.0.norm1.weight" in tensors:
+            tensors = diffusers_convert.convert_vae_state_dict(dict(tensors))
         vae = sd.VAE(sd=dict(tensors))
         vae.throw_exception_if_invalid()
     except RuntimeError as error:

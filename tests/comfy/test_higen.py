@@ -1,6 +1,7 @@
 """HiGen and ModelScopeT2V as native models."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -352,3 +353,51 @@ def test_what_cannot_be_measured_is_refused(comfy, loaded, image_vae, image_enco
     ):
         with pytest.raises(ValueError, match=message):
             comfy.run("WeftHiGenContentFromVideo", **{**inputs, **changed})
+
+
+@pytest.fixture
+def pipeline(comfy):
+    """A folder in diffusers' layout: a small denoiser, Stable Diffusion's VAE and the text encoder of version 2."""
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = comfy.base / "models" / "diffusers" / "zeroscope"
+    blocks = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
+    blocks |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        UNet3DConditionModel(
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            layers_per_block=1,
+            cross_attention_dim=1024,
+            attention_head_dim=8,
+        ).save_pretrained(folder / "unet")
+        vae = AutoencoderKL(**blocks).eval()
+        vae.half().save_pretrained(folder / "vae")
+        text = CLIPTextModel(CLIPTextConfig(**sizes, hidden_act="gelu")).eval()
+        text.half().save_pretrained(folder / "text_encoder")
+    (folder / "model_index.json").write_text("{}")
+    yield folder, vae.float(), text.float()
+    shutil.rmtree(folder)
+
+
+def test_a_whole_pipeline_in_the_layout_of_diffusers(comfy, pipeline):
+    """Text and pictures are those of transformers and diffusers, whose weights these are (rounded to half)."""
+    folder, vae, text = pipeline
+    checkpoint = next(item for item in comfy.mappings["WeftLoadCheckpoint"].define_schema().inputs)
+    assert folder.name in checkpoint.options
+    model, clip, found_vae = comfy.run("WeftLoadCheckpoint", checkpoint=folder.name)
+    encoded = comfy.run("CLIPTextEncode", clip=clip, text="a dog")[0]
+    # Start, "a", "dog", end, padded with the token 0 to 77 as Stable Diffusion 2 does.
+    tokens = torch.tensor([[49406, 320, 1929, 49407] + [0] * 73])
+    expected = text(input_ids=tokens).last_hidden_state
+    torch.testing.assert_close(encoded[0][0], expected, rtol=0, atol=2e-3)
+    latent = comfy.run("WeftEmptyVideoLatent", model=model, width=64, height=64, frames=3)[0]
+    video = sampled(comfy, model, latent, positive=encoded, negative=encoded)
+    assert video.shape == (1, 4, 3, 8, 8)
+    frames = comfy.run("VAEDecode", samples={"samples": video}, vae=found_vae)[0]
+    decoded = vae.decode(video[0].transpose(0, 1).float()).sample.movedim(1, -1).clamp(-1, 1) / 2 + 0.5
+    torch.testing.assert_close(frames, decoded, rtol=0, atol=2e-3)

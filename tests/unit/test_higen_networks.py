@@ -14,8 +14,9 @@ import torch
 from diffusers import UNet3DConditionModel
 
 from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
-from weft.kernels.sampling.schedules import alpha_cumprod_of, ddim_sigmas
+from weft.kernels.sampling.schedules import NoiseSchedule, alpha_cumprod_of, ddim_sigmas
 from weft.model_loaders.checkpoint import MODEL, ReadOptions, interpret
+from weft.model_loaders.checkpoint import read as read_checkpoint
 from weft.model_loaders.errors import CheckpointError
 from weft.model_loaders.higen import HIGEN_SCHEDULE, MODELSCOPE_SCHEDULE, unet_component
 from weft.model_loaders.keymap import check_tensors, strip_prefix
@@ -179,3 +180,83 @@ def test_files_are_recognised(prefix):
     assert (checkpoint.family, checkpoint.schedule) == ("modelscope", MODELSCOPE_SCHEDULE)
     with pytest.raises(CheckpointError, match="any.pth has no averaged .* choose the training weights"):
         interpret("any.pth", tensors, {}, ReadOptions(ema=True))
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A folder in diffusers' layout with a small denoiser; gives the folder and the denoiser."""
+    torch.manual_seed(0)
+    network = UNet3DConditionModel(
+        block_out_channels=(32, 64), down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), layers_per_block=1, cross_attention_dim=24,
+        attention_head_dim=8,
+    )  # fmt: skip
+    folder = tmp_path / "zeroscope"
+    network.save_pretrained(folder / "unet")
+    (folder / "scheduler").mkdir()
+    return folder, network
+
+
+def write_scheduler(folder, **settings):
+    published = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(published | settings))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "shards", "half"])
+def test_a_folder_in_the_layout_of_diffusers(pipeline, form):
+    folder, network = pipeline
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if form == "bin":
+        torch.save(safetensors.torch.load_file(file), folder / "unet" / "diffusion_pytorch_model.bin")
+        file.unlink()
+    elif form == "shards":
+        network.save_pretrained(folder / "unet", max_shard_size="1MB")
+        file.unlink(missing_ok=True)
+        assert len(list((folder / "unet").glob("*-of-*.safetensors"))) > 1
+    elif form == "half":
+        file.rename(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    checkpoint = read_checkpoint(folder)
+    assert (checkpoint.name, checkpoint.family, set(checkpoint.components)) == (
+        "zeroscope", "modelscope", {"diffusion_model"},
+    )  # fmt: skip
+    expected = unet_component(network.state_dict()).tensors
+    found = checkpoint.component("diffusion_model").tensors
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "schedule"),
+    [
+        ({}, NoiseSchedule(0.00085, 0.012)),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, HIGEN_SCHEDULE),
+        ({"beta_end": 0.02, "prediction_type": "epsilon"}, NoiseSchedule(0.00085, 0.02)),
+    ],
+)
+def test_a_folder_says_its_schedule(pipeline, settings, schedule):
+    folder, _ = pipeline
+    write_scheduler(folder, **settings)
+    found = read_checkpoint(folder).schedule
+    assert (found.prediction, found.zero_terminal_snr) == (schedule.prediction, schedule.zero_terminal_snr)
+    torch.testing.assert_close(found.alphas_cumprod(), schedule.alphas_cumprod())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"beta_schedule": "cosine"}', "beta_schedule 'cosine' and prediction_type 'epsilon', expected"),
+        ('{"beta_schedule": "scaled_linear", "prediction_type": "sample"}', "prediction_type 'sample'"),
+        ("{", "scheduler_config.json cannot be read"),
+        ("[]", "scheduler_config.json cannot be read"),
+        ('{"beta_schedule": "scaled_linear", "beta_start": "low"}', "cannot be read"),
+    ],
+)
+def test_a_schedule_that_is_not_known_is_refused(pipeline, text, message):
+    folder, _ = pipeline
+    (folder / "scheduler" / "scheduler_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(folder)
+
+
+def test_a_folder_without_a_denoiser_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="has no unet/diffusion_pytorch_model.safetensors"):
+        read_checkpoint(tmp_path)
