@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -11,27 +10,20 @@ import pytest
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
-# ComfyUI is imported once; each child process then loads the pack for the first time.
-IMPORT_COST = """
-import asyncio, json, os, sys, time
+IMPORTED = """
+import asyncio, json, sys
 sys.path.insert(0, sys.argv[1])
 from comfy.cli_args import args
 args.cpu, args.base_directory = True, sys.argv[2]
 import utils.extra_config, nodes, server
 async def load():
     server.PromptServer(asyncio.get_running_loop())
-    before, start = set(sys.modules), time.perf_counter()
+    before = set(sys.modules)
     loaded = await nodes.load_custom_node(sys.argv[3])
-    seconds = time.perf_counter() - start
-    imported = {name.split(".")[0] for name in set(sys.modules) - before}
-    print(json.dumps([loaded, seconds, sorted(imported & {"diffusers", "cv2"})]), flush=True)
-for _ in range(3):
-    child = os.fork()
-    if not child:
-        asyncio.run(load())
-        os._exit(0)
-    os.waitpid(child, 0)
+    print(json.dumps([loaded, sorted(set(sys.modules) - before)]), flush=True)
+asyncio.run(load())
 """
+HEAVY = {"diffusers", "cv2", "kornia", "matplotlib", "transformers", "av", "triton"}
 
 
 @pytest.fixture(scope="session")
@@ -43,14 +35,15 @@ def schemas(comfy):
 
 
 def test_import_costs_little(comfy, comfyui_folder):
+    """Every start of ComfyUI pays for what the pack imports: its own modules, and of others few and no heavy ones."""
     pack = next((comfy.base / "custom_nodes").iterdir())
-    command = [sys.executable, "-c", IMPORT_COST, str(comfyui_folder), str(comfy.base), str(pack)]
+    command = [sys.executable, "-c", IMPORTED, str(comfyui_folder), str(comfy.base), str(pack)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[true")]
-    assert len(lines) == 3, done.stdout + done.stderr
-    results = [json.loads(line) for line in lines]
-    assert statistics.median(seconds for _, seconds, _ in results) < 0.3
-    assert all(not heavy for _, _, heavy in results)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("[true")), None)
+    assert line, done.stdout + done.stderr
+    others = [name for name in json.loads(line)[1] if str(pack).replace(".", "_x_") not in name]
+    assert not {name.partition(".")[0] for name in others} & HEAVY
+    assert len(others) < 40, others
 
 
 def test_everything_borrowed_exists(comfy):
