@@ -8,7 +8,8 @@ import torch
 
 from . import checkpoints
 from .autoencoder_task import AutoencoderTask
-from .config import AutoencoderRecipe, Recipe, read_recipe
+from .config import AutoencoderRecipe, HiGenRecipe, Recipe, read_recipe
+from .higen_task import HiGenTask
 from .settings import RecipeError
 from .task import Task
 from .text_to_video_task import TextToVideoTask
@@ -19,7 +20,10 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
     """The task of a recipe; what it computes once (latents) is kept in the run folder."""
     if isinstance(recipe, AutoencoderRecipe):
         return AutoencoderTask(recipe, device)
-    return TextToVideoTask(recipe, folder, device, uses_bf16(recipe.run.precision, device))
+    mixed = uses_bf16(recipe.run.precision, device)
+    if isinstance(recipe, HiGenRecipe):
+        return HiGenTask(recipe, folder, device, mixed)
+    return TextToVideoTask(recipe, folder, device, mixed)
 
 
 def start(recipe: Recipe, folder: Path, device: torch.device) -> Trainer:

@@ -1,4 +1,4 @@
-"""The two kinds of recipes: what is trained, on what, with which losses, for how long."""
+"""The kinds of recipes: what is trained, on what, with which losses, for how long."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import tomllib
 
+from ..kernels.networks.higen import HiGenUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
+from ..kernels.sampling.schedules import NoiseSchedule
 from .data.moving_shapes import MovingShapesConfig
 from .settings import RecipeError, Table, read_section, section, setting
 from .validate import validate
@@ -169,6 +171,21 @@ class Schedule:
 
     linear_start: float = setting(0.00085, above=0, maximum=1, doc="first beta")
     linear_end: float = setting(0.012, above=0, maximum=1, doc="last beta")
+    zero_terminal_snr: bool = setting(False, doc="stretched so that nothing is left of a clip at the last time")
+    prediction: Literal["noise", "velocity"] = setting("noise", doc="what the network predicts")
+    offset_noise: float = setting(
+        0.0, minimum=0, doc="added to the noise: one draw for each channel and frame, times this"
+    )
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """What the kernels, the samplers and exported files know of it."""
+        return NoiseSchedule(
+            self.linear_start,
+            self.linear_end,
+            zero_terminal_snr=self.zero_terminal_snr,
+            prediction=self.prediction,
+            offset_noise=self.offset_noise,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +239,67 @@ class TextToVideoRecipe:
     run: Run = setting(doc="length and output")
 
 
-Recipe = AutoencoderRecipe | TextToVideoRecipe
-RECIPES: dict[str, type] = {"autoencoder": AutoencoderRecipe, "text_to_video": TextToVideoRecipe}
+@dataclass(frozen=True, kw_only=True)
+class EncoderFeatures:
+    """Appearance by an image encoder."""
+
+    kind: Literal["encoder"] = setting("encoder", doc="DINOv2 (the paper's choice) or CLIP's image tower")
+    path: str = setting(doc="folder of the model with its image processor, in transformers' layout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourFeatures:
+    """Appearance by colours and areas, for Moving Shapes."""
+
+    kind: Literal["colours"] = setting("colours", doc="what differs from the background: how much, in which colours")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cues:
+    """What HiGen learns to be steered by (section 3.3)."""
+
+    features: EncoderFeatures | ColourFeatures = setting(doc="in which features of frames appearance is compared")
+    similarity: Literal["cosine", "released"] = setting(
+        "cosine", doc="cosine: the paper's; released: 5 cos - 4, made for CLIP features"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Joint training on images: single frames, which train no temporal layer."""
+
+    share: float = setting(0.25, minimum=0, maximum=1, doc="share of steps on single frames; a quarter in the paper")
+    per_clip: int = setting(4, minimum=1, doc="frames taken of each clip in these steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiGenRecipe:
+    """HiGen's denoiser on the latents of single frames: pictures, and videos around their middle frame."""
+
+    task: Literal["higen"] = setting("higen", doc="train HiGen's denoiser on latents")
+    system: str = setting("higen", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
+    network: HiGenUNetConfig = setting(doc="the UNet")
+    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    cues: Cues = setting(doc="motion and appearance")
+    pictures: Pictures = section(Pictures, doc="joint training on images")
+    spatial_gradient: float = setting(
+        1.0,
+        minimum=0,
+        doc="factor on the gradients of spatial layers, which come from an image model: 0.2 in the paper",
+    )
+    initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+DenoiserRecipe = TextToVideoRecipe | HiGenRecipe
+Recipe = AutoencoderRecipe | DenoiserRecipe
+RECIPES: dict[str, type] = {"autoencoder": AutoencoderRecipe, "text_to_video": TextToVideoRecipe, "higen": HiGenRecipe}
 
 
 def read_table(path: Path) -> Table:

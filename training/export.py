@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.bundle import save_bundle
 from ..model_loaders.checkpoint import LatentSpec
 from . import checkpoints
-from .config import Recipe, TextToVideoRecipe, read_recipe
+from .config import DenoiserRecipe, HiGenRecipe, Recipe, read_recipe
 from .first_stage import COPY_NAME, read_autoencoder
 from .revision import git_revision
 from .settings import InputError, read_section, to_table
@@ -38,7 +39,8 @@ class Trained:
         tensors = state["ema"]["networks"] if weights == "ema" else state["networks"]
         self.networks: dict[str, nn.Module] = {}
         for role, config in state["configs"].items():
-            network, kind = NETWORKS[role]
+            steered = role == "diffusion_model" and isinstance(self.recipe, HiGenRecipe)
+            network, kind = (HiGenUNet, HiGenUNetConfig) if steered else NETWORKS[role]
             self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)
@@ -61,10 +63,10 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     trained = [Trained(source, weights) for source in sources]
     for part in trained:
         components |= part.networks
-    main = next((part for part in trained if isinstance(part.recipe, TextToVideoRecipe)), trained[-1])
+    main = next((part for part in trained if isinstance(part.recipe, DenoiserRecipe)), trained[-1])
     schedule = NoiseSchedule()
-    if isinstance(main.recipe, TextToVideoRecipe):
-        schedule = NoiseSchedule(main.recipe.schedule.linear_start, main.recipe.schedule.linear_end)
+    if isinstance(main.recipe, DenoiserRecipe):
+        schedule = main.recipe.schedule.noise_schedule()
     metadata = {
         "dataset": to_table(main.recipe.data),
         "dataset_seed": main.recipe.data.seed,
@@ -80,7 +82,7 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
 
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
-    if isinstance(main.recipe, TextToVideoRecipe):
+    if isinstance(main.recipe, DenoiserRecipe):
         return LatentSpec(channels=main.recipe.network.out_channels, **main.facts)
     autoencoder = components["vae"]
     assert isinstance(autoencoder, VideoAutoencoder)

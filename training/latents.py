@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,12 +33,25 @@ log = logging.getLogger(__name__)
 
 
 class Shard(NamedTuple):
-    """Posterior moments (B, Z, T, H, W), the clips' numbers (B,) in the data set and their captions."""
+    """Posterior moments (B, Z, T, H, W), the clips' numbers (B,) in the data set, their captions and what else is
+    known of their frames (B, T, D)."""
 
     mean: Tensor
     logvar: Tensor
     indices: Tensor
     captions: list[str]
+    features: Tensor | None = None
+
+
+class FrameFeatures(Protocol):
+    """Features of single frames that are kept beside the latents."""
+
+    name: str
+    """Another one means other features."""
+
+    def __call__(self, videos: Tensor) -> Tensor:
+        """Videos (B, T, H, W, 3) uint8 -> (B, T, D)."""
+        ...
 
 
 class Latents:
@@ -59,6 +72,14 @@ class Latents:
         means, logvars = zip(*(self._one(number) for number in numbers), strict=True)
         return torch.stack(means), torch.stack(logvars)
 
+    def features(self, numbers: list[int]) -> Tensor:
+        """Features of their frames (B, T, D), for latents that were encoded with them."""
+        rows = []
+        for shard, place in map(self._place, numbers):
+            assert shard.features is not None
+            rows.append(shard.features[place])
+        return torch.stack(rows)
+
     def scale_and_shift(self) -> tuple[float, float]:
         """Numbers that give samples of the posterior zero mean and unit variance: z = scale * (a + shift)."""
         values = sum(shard.mean.numel() for shard in self.shards)
@@ -74,9 +95,13 @@ class Latents:
         return float(variance.rsqrt()), float(-center)
 
     def _one(self, number: int) -> tuple[Tensor, Tensor]:
-        shard = bisect.bisect_right(self._ends, number)
-        place = number - (self._ends[shard - 1] if shard else 0)
-        return self.shards[shard].mean[place], self.shards[shard].logvar[place]
+        shard, place = self._place(number)
+        return shard.mean[place], shard.logvar[place]
+
+    def _place(self, number: int) -> tuple[Shard, int]:
+        """The shard of a clip and its place there."""
+        index = bisect.bisect_right(self._ends, number)
+        return self.shards[index], number - (self._ends[index - 1] if index else 0)
 
 
 def fit_preview(latents: Tensor, videos: Tensor) -> tuple[list[list[float]], list[float]]:
@@ -99,13 +124,15 @@ def encode_clips(
     cache: Path,
     device: torch.device,
     mixed: bool,
+    features: FrameFeatures | None = None,
 ) -> Latents:
     """Latents of the first `count` clips of a split, from the cache where the same were encoded before.
 
     A folder of the cache is named by a hash of weights, data settings, files and precision. It has one file per
     SHARD_CLIPS clips, each written as soon as it is encoded. Clips that cannot be decoded are left out and counted.
     """
-    key = _hash(network, [to_table(data), clips.fingerprint(count), split, count, mixed])
+    named = [] if features is None else [features.name]
+    key = _hash(network, [to_table(data), clips.fingerprint(count), split, count, mixed, *named])
     folder = cache / f"{split}-{key}"
     network = network.to(device)
     shards = []
@@ -113,7 +140,7 @@ def encode_clips(
         for number, start in enumerate(range(0, count, SHARD_CLIPS)):
             path, indices = folder / f"{number:05d}.safetensors", range(start, min(start + SHARD_CLIPS, count))
             if not path.exists():
-                _write_shard(path, _encode_shard(network, clips, indices, device, mixed, bar))
+                _write_shard(path, _encode_shard(network, clips, indices, device, mixed, bar, features))
             shards.append(_read_shard(path))
             bar.update(indices.stop - bar.n)
     latents = Latents(shards)
@@ -123,12 +150,19 @@ def encode_clips(
 
 
 def _encode_shard(
-    network: FrozenAutoencoder, clips: Clips, indices: range, device: torch.device, mixed: bool, bar: tqdm
+    network: FrozenAutoencoder,
+    clips: Clips,
+    indices: range,
+    device: torch.device,
+    mixed: bool,
+    bar: tqdm,
+    features: FrameFeatures | None,
 ) -> Shard:
     means: list[Tensor] = []
     logvars: list[Tensor] = []
     used: list[int] = []
     captions: list[str] = []
+    rows: list[Tensor] = []
     for start in range(0, len(indices), ENCODE_BATCH):
         batch = list(indices[start : start + ENCODE_BATCH])
         readable, videos, texts = _load(clips, batch)
@@ -138,10 +172,13 @@ def _encode_shard(
             means.append(mean.half().cpu().contiguous())
             logvars.append(logvar.half().cpu().contiguous())
             used, captions = used + readable, captions + texts
+            if features is not None:
+                rows.append(features(videos).half().cpu())
         bar.update(len(batch))
     if not used:
         raise InputError(f"none of the clips {indices.start} to {indices.stop - 1} could be decoded")
-    return Shard(torch.cat(means), torch.cat(logvars), torch.tensor(used), captions)
+    kept = torch.cat(rows) if rows else None
+    return Shard(torch.cat(means), torch.cat(logvars), torch.tensor(used), captions, kept)
 
 
 def _load(clips: Clips, batch: list[int]) -> tuple[list[int], Tensor, list[str]]:
@@ -172,6 +209,8 @@ def _write_shard(path: Path, shard: Shard) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tensors = {"mean": shard.mean, "logvar": shard.logvar, "indices": shard.indices}
+    if shard.features is not None:
+        tensors["features"] = shard.features
     save_file(tensors, temporary, {"captions": json.dumps(shard.captions)})
     temporary.replace(path)
 
@@ -180,6 +219,7 @@ def _read_shard(path: Path) -> Shard:
     try:
         with safe_open(path, "pt") as file:  # tensors are views of the file in memory, read when they are used
             mean, logvar, indices = (file.get_tensor(name) for name in ("mean", "logvar", "indices"))
-            return Shard(mean, logvar, indices, json.loads(file.metadata()["captions"]))
+            features = file.get_tensor("features") if "features" in file.keys() else None
+            return Shard(mean, logvar, indices, json.loads(file.metadata()["captions"]), features)
     except SafetensorError as error:
         raise RecipeError(f"{path}: damaged latent cache ({error}); delete it") from error

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, tokenize
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
-from ..kernels.sampling.schedules import NoiseSchedule, ddim_sigmas, ddim_step, ddim_timesteps
+from ..kernels.sampling.schedules import ddim_sigmas, ddim_step, ddim_timesteps, denoised_of
 from .config import MovingShapesData, TextToVideoRecipe
 from .data.video_files import write_video
 from .export import Trained
@@ -37,7 +37,7 @@ class Sampler:
         networks = {role: network.to(device) for role, network in trained.networks.items()}
         self.unet = networks["diffusion_model"]
         self.text_encoder, self.autoencoder = networks["text_encoder"], networks["vae"]
-        self.schedule = NoiseSchedule(trained.recipe.schedule.linear_start, trained.recipe.schedule.linear_end)
+        self.schedule = trained.recipe.schedule.noise_schedule()
 
     @torch.no_grad()
     def __call__(self, captions: list[str], steps: int, guidance: float, seed: int) -> Tensor:
@@ -56,7 +56,8 @@ class Sampler:
             times = torch.full((2 * len(x),), time, device=self.device)
             scaled = (x / (1 + sigma**2).sqrt()).repeat(2, 1, 1, 1, 1)
             with_text, without = self.unet(scaled, times, context).chunk(2)
-            denoised = x - sigma * (without + guidance * (with_text - without))
+            guided = without + guidance * (with_text - without)
+            denoised = denoised_of(self.schedule, x, sigma, guided)
             x = ddim_step(x, denoised, sigmas[index], sigmas[index + 1], 0.0, torch.zeros_like(x))
         # Back from the scale of the sampler to that of the latents: the last level is abar[0], not zero.
         z = x / (1 + sigmas[-1] ** 2).sqrt().float()

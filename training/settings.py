@@ -76,13 +76,14 @@ def to_table(value: Any) -> Table:
     return table
 
 
-def to_toml(table: Table) -> str:
-    """TOML text of a table whose sections hold only plain values; JSON's scalars and lists are valid TOML."""
+def to_toml(table: Table, name: str = "") -> str:
+    """TOML text of a table and its sections; JSON's scalars and lists are valid TOML."""
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    blocks = ["".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())]
-    for name, items in table.items():
+    heading = f"[{name}]\n" if name else ""
+    blocks = [heading + "".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())]
+    for key, items in table.items():
         if isinstance(items, dict):
-            blocks.append(f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in items.items()))
+            blocks.append(to_toml(items, f"{name}.{key}" if name else key))
     return "\n".join(blocks)
 
 

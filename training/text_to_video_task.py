@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from ..kernels.layers.attention import CrossAttention, FeedForward
 from ..kernels.layers.resnet import ResidualBlock
-from ..kernels.layers.temporal import RelativePositions, TemporalAttention
+from ..kernels.layers.temporal import RelativePositions, TemporalAttention, TemporalConvolution
+from ..kernels.networks.higen import HiGenUNet, Transformer
 from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
-from ..kernels.sampling.schedules import NoiseSchedule, add_noise
-from .config import DenoiserStart, ImageFirstStage, TextToVideoRecipe
+from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
+from .config import DenoiserStart, HiGenRecipe, ImageFirstStage, TextToVideoRecipe
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
-from .latents import Latents, encode_clips, fit_preview
+from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
 from .task import Batch, Losses
 from .text import open_text_encoder
+from .validate import text_width_key
 
 VALIDATION_TIMES = range(50, 1000, 100)
 PREVIEW_CLIPS = 32
@@ -33,9 +35,16 @@ PREVIEW_CLIPS = 32
 class TextToVideoTask:
     """Squared error of the predicted noise at a random time, some captions left out for guidance."""
 
-    def __init__(self, recipe: TextToVideoRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
-        self.recipe, self.device = recipe, device
-        self.schedule = NoiseSchedule(recipe.schedule.linear_start, recipe.schedule.linear_end)
+    def __init__(
+        self,
+        recipe: TextToVideoRecipe | HiGenRecipe,
+        folder: Path,
+        device: torch.device,
+        mixed: bool,
+        frame_features: FrameFeatures | None = None,
+    ) -> None:
+        self.recipe, self.device, self._frame_features = recipe, device, frame_features
+        self.schedule = recipe.schedule.noise_schedule()
         self.weights = p2_weights(self.schedule, recipe.diffusion.p2_k, recipe.diffusion.p2_gamma).to(device)
         self.autoencoder = load_autoencoder(recipe.autoencoder, folder)
         self._check_latents()
@@ -53,7 +62,7 @@ class TextToVideoTask:
         self.clip_count = len(self.train_latents)
 
         self.text_encoder = text.network.to(device)
-        self.unet = TextToVideoUNet(recipe.network, operations=TrainingOperations).to(device)
+        self.unet = self._build_network().to(device)
         initialize_denoiser(self.unet, recipe.initialization)
         self.tokens = text.tokens(self.train_latents.captions)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
@@ -64,26 +73,35 @@ class TextToVideoTask:
         self.companions: dict[str, nn.Module] = {}
         self.facts: Table = self._measure()
 
+    def _build_network(self) -> nn.Module:
+        assert isinstance(self.recipe, TextToVideoRecipe)
+        return TextToVideoUNet(self.recipe.network, operations=TrainingOperations)
+
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer for all networks."""
         return {"denoiser": [part for network in self.networks.values() for part in network.parameters()]}
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
-        """Moments (B, Z, T, H, W) twice and tokens (B, N), the same in every epoch."""
-        return *self.train_latents.take(indices.tolist()), self.tokens[indices]
+        """Moments (B, Z, T, H, W) twice, tokens (B, N) and what cues are made of, the same in every epoch."""
+        numbers = indices.tolist()
+        return *self.train_latents.take(numbers), self.tokens[indices], *self._extras(self.train_latents, numbers)
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """Weighted mean squared error of the noise.
+        """Weighted mean squared error of the noise or velocity.
 
         Half of a weight is how often a time is drawn, half is a factor: the same mean as with uniform times, and
         gradients that differ less from batch to batch.
         """
-        mean, logvar, tokens = batch
+        mean, logvar, tokens, *extras = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        times = torch.multinomial(self.weights.sqrt(), len(mean), replacement=True)
-        dropped = torch.rand(len(mean), 1, device=self.device) < self.recipe.diffusion.caption_dropout
+        return self._objective(latents, tokens, **self._cues(latents, *extras))
+
+    def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
+        times = torch.multinomial(self.weights.sqrt(), len(latents), replacement=True)
+        dropped = torch.rand(len(latents), 1, device=self.device) < self.recipe.diffusion.caption_dropout
         tokens = torch.where(dropped, self.empty_tokens, tokens)
-        errors = self._loss(self.networks, latents, tokens, times, torch.randn_like(latents))
+        noise = self._with_offset(torch.randn_like(latents))
+        errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
         factors = self.weights.sqrt().mean() * self.weights[times].sqrt()
         return Losses({"denoiser": (factors * errors).mean()}, {"loss": errors.mean()})
 
@@ -91,29 +109,52 @@ class TextToVideoTask:
         """The loss on held-out captions over fixed times and noise."""
         if not len(self.held_out_latents):
             return {}
-        mean, logvar = self.held_out_latents.take(list(range(len(self.held_out_latents))))
-        tokens, losses = self.held_out_tokens, []
+        numbers = list(range(len(self.held_out_latents)))
+        mean, logvar = self.held_out_latents.take(numbers)
+        kept = (self.held_out_tokens, *self._extras(self.held_out_latents, numbers))
+        losses = []
         for time in VALIDATION_TIMES:
             generator = torch.Generator().manual_seed(time)
             draws = [torch.randn(mean.shape, generator=generator) for _ in range(2)]
             for batch in zip(
-                *(part.split(self.recipe.run.batch_size) for part in (mean, logvar, tokens, *draws)), strict=True
+                *(part.split(self.recipe.run.batch_size) for part in (mean, logvar, *draws, *kept)), strict=True
             ):
-                means, logvars, words, posterior_noise, noise = (part.to(self.device) for part in batch)
+                means, logvars, posterior_noise, noise, words, *extras = (part.to(self.device) for part in batch)
                 times = torch.full((len(words),), time, device=self.device)
                 clean = self._sample(means, logvars, posterior_noise)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
-                    losses.append(self._loss(networks, clean, words, times, noise))
+                    losses.append(self._loss(networks, clean, words, times, noise, **self._cues(clean, *extras)))
         return {"loss": float(torch.cat(losses).mean())}
 
+    def _extras(self, latents: Latents, numbers: list[int]) -> tuple[Tensor, ...]:
+        """What is kept beside the latents of some clips and needed for their cues."""
+        return ()
+
+    def _cues(self, latents: Tensor, *extras: Tensor) -> dict[str, Tensor]:
+        """Inputs of the network beside noise and text."""
+        return {}
+
     def _loss(
-        self, networks: dict[str, nn.Module], latents: Tensor, tokens: Tensor, times: Tensor, noise: Tensor
+        self,
+        networks: dict[str, nn.Module],
+        latents: Tensor,
+        tokens: Tensor,
+        times: Tensor,
+        noise: Tensor,
+        **cues: Tensor,
     ) -> Tensor:
-        """Squared error per clip (B,)."""
+        """Squared error per clip (B,); cues go to the network."""
         noisy = add_noise(self.schedule, latents, times, noise)
         context = networks.get("text_encoder", self.text_encoder)(tokens)
-        predicted = networks["diffusion_model"](noisy, times, context)
-        return F.mse_loss(predicted.float(), noise, reduction="none").mean(dim=(1, 2, 3, 4))
+        predicted = networks["diffusion_model"](noisy, times, context, **cues)
+        target = noise if self.schedule.prediction == "noise" else velocity(self.schedule, latents, times, noise)
+        return F.mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
+
+    def _with_offset(self, noise: Tensor) -> Tensor:
+        """Noise (B, Z, T, H, W) shifted by what the pixels of a frame share."""
+        if not self.schedule.offset_noise:
+            return noise
+        return noise + self.schedule.offset_noise * torch.randn_like(noise[..., :1, :1])
 
     def _sample(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
         """Diffusion latents drawn from the posterior."""
@@ -122,7 +163,9 @@ class TextToVideoTask:
 
     def _encode(self, clips: Clips, split: Split, count: int) -> Latents:
         data, cache = self.recipe.data, self._cache
-        return encode_clips(self.autoencoder, data, clips, split, count, cache, self.device, self._mixed)
+        return encode_clips(
+            self.autoencoder, data, clips, split, count, cache, self.device, self._mixed, self._frame_features
+        )
 
     def _measure(self) -> Table:
         """The latent space: pixels and frames per latent, scale and shift, and the colours of a preview."""
@@ -153,11 +196,10 @@ class TextToVideoTask:
                 raise RecipeError(f"data.{key}: found {found}, the autoencoder takes multiples of {factor}")
 
     def _check_width(self, text_width: int) -> None:
-        network = self.recipe.network
-        if network.context_width != text_width:
-            raise RecipeError(
-                f"network.context_width: found {network.context_width}, the text encoder has {text_width}"
-            )
+        key = text_width_key(self.recipe)
+        found = getattr(self.recipe.network, key)
+        if found != text_width:
+            raise RecipeError(f"network.{key}: found {found}, the text encoder has {text_width}")
 
 
 def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
@@ -170,7 +212,7 @@ def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
     return (weights / weights.mean()).float()
 
 
-def initialize_denoiser(network: TextToVideoUNet, settings: DenoiserStart | None = None) -> None:
+def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = None) -> None:
     """Start every residual branch at zero and position tables Xavier-uniform, as the released models did.
 
     Text and temporal attention stand inside a branch: they may start with a strong effect.
@@ -179,8 +221,13 @@ def initialize_denoiser(network: TextToVideoUNet, settings: DenoiserStart | None
     for module in network.modules():
         if isinstance(module, ResidualBlock):
             _zero(module.conv2)
-        elif isinstance(module, SpaceTimeTransformer):
+        elif isinstance(module, SpaceTimeTransformer | Transformer):
             _zero(module.project_out)
+        elif isinstance(module, TemporalConvolution):
+            _zero(module.convs[-1])
+        elif isinstance(module, HiGenUNet):
+            for part in (module.prior_in, module.motion_embedding.out, module.appearance_embedding.out):
+                _zero(part)
         elif isinstance(module, TemporalAttention) and settings.temporal == "zero":
             _zero(module.out)
         elif isinstance(module, RelativePositions):
@@ -189,7 +236,7 @@ def initialize_denoiser(network: TextToVideoUNet, settings: DenoiserStart | None
             module.out.weight.data.mul_(settings.text_gain)
         elif isinstance(module, FeedForward):
             module.inner.weight.data.mul_(settings.feed_forward_gain)
-    _zero(network.conv_out)
+    _zero(network.get_submodule("conv_out"))
 
 
 def _zero(layer: nn.Module) -> None:

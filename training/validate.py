@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from .settings import RecipeError
 
 if TYPE_CHECKING:
+    from ..kernels.networks.higen import HiGenUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
-    from .config import AutoencoderRecipe, Recipe, TextToVideoRecipe
+    from .config import AutoencoderRecipe, HiGenRecipe, Recipe, TextToVideoRecipe
 
 
 def validate(recipe: Recipe, name: str) -> None:
@@ -18,10 +19,18 @@ def validate(recipe: Recipe, name: str) -> None:
             _validate_autoencoder(recipe)
             _validate_windows(recipe)
         else:
-            _validate_unet(recipe.network)
+            if recipe.task == "higen":
+                _validate_higen(recipe.network)
+            else:
+                _validate_unet(recipe.network)
             _validate_text_and_noise(recipe)
     except RecipeError as error:
         raise RecipeError(f"{name}: {error}") from error
+
+
+def text_width_key(recipe: TextToVideoRecipe | HiGenRecipe) -> str:
+    """Which setting of the network is the width of its text encoder's tokens."""
+    return "text_width" if recipe.task == "higen" else "context_width"
 
 
 def _validate_autoencoder(recipe: AutoencoderRecipe) -> None:
@@ -61,15 +70,28 @@ def _validate_windows(recipe: AutoencoderRecipe) -> None:
 
 
 def _validate_unet(network: TextToVideoUNetConfig) -> None:
-    for key in (
-        "in_channels",
-        "model_channels",
-        "num_res_blocks",
-        "num_heads",
-        "depth",
-        "context_width",
-        "norm_groups",
-    ):
+    for key in ("num_heads", "depth"):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    levels = _validate_levels(network)
+    # The middle of the network attends too, at the width of the last level.
+    for factor in sorted({*network.attention_factors, max(levels)}):
+        _multiple("network: width", levels[factor], network.num_heads, "network.num_heads")
+    if network.relative_positions:
+        _at_least_one("network.temporal_length", network.temporal_length)
+
+
+def _validate_higen(network: HiGenUNetConfig) -> None:
+    for key in ("head_width", "stem_heads", "text_width", "resampled_tokens", "resampler_depth", "resampler_heads"):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    levels = _validate_levels(network)
+    for factor in sorted({*network.attention_factors, max(levels)}):
+        _multiple("network: width", levels[factor], network.head_width, "network.head_width")
+    _multiple("network: 4 * model_channels", 4 * network.model_channels, network.resampler_heads, "resampler_heads")
+
+
+def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig) -> dict[int, int]:
+    """What both layouts share; returns the width at every downsampling factor."""
+    for key in ("in_channels", "model_channels", "num_res_blocks", "context_width", "norm_groups"):
         _at_least_one(f"network.{key}", getattr(network, key))
     if not network.channel_mult or min(network.channel_mult) < 1:
         found = list(network.channel_mult)
@@ -87,21 +109,17 @@ def _validate_unet(network: TextToVideoUNetConfig) -> None:
                 f"network.attention_factors: found {factor}, expected the factors of {len(levels)} levels: "
                 f"{', '.join(map(str, levels))}"
             )
-    # The middle of the network attends too, at the width of the last level.
-    for factor in sorted({*network.attention_factors, max(levels)}):
-        _multiple("network: width", levels[factor], network.num_heads, "network.num_heads")
-    if network.relative_positions:
-        _at_least_one("network.temporal_length", network.temporal_length)
+    return levels
 
 
-def _validate_text_and_noise(recipe: TextToVideoRecipe) -> None:
+def _validate_text_and_noise(recipe: TextToVideoRecipe | HiGenRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
     if text.kind == "captions":
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
-        if text.width != recipe.network.context_width:
-            raise RecipeError(
-                f"network.context_width: found {recipe.network.context_width}, the text encoder has {text.width}"
-            )
+        key = text_width_key(recipe)
+        found = getattr(recipe.network, key)
+        if text.width != found:
+            raise RecipeError(f"network.{key}: found {found}, the text encoder has {text.width}")
     if schedule.linear_end >= 1:
         raise RecipeError(f"schedule.linear_end: found {schedule.linear_end}, expected less than 1")
     if schedule.linear_start >= schedule.linear_end:

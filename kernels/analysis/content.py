@@ -1,6 +1,6 @@
 """HiGen's content cues: how much a video moves and how much what it shows changes (arXiv 2312.04483 section 3.3).
 
-Shapes: T frames, Z latent channels, H, W latent size, R = 32 reference frames, D feature width.
+Shapes: B clips, T frames, Z latent channels, H, W latent size, R = 32 reference frames, D feature width.
 """
 
 from dataclasses import dataclass
@@ -70,30 +70,35 @@ def appearance_matrix(frames: int, factor: float) -> Tensor:
 
 
 def measured_motion(latents: Tensor) -> Tensor:
-    """Motion factor of each step of a clip, (T-1,): 10 times the distance of successive latents, truncated (Eq. 1).
+    """Motion factor of each step of a clip, (..., T-1): 10 times the distance of successive latents, truncated (Eq. 1).
 
     Args:
-        latents: scaled as the model sees them, (T, Z, H, W). Those of another size than in training are measured as if
-            they had that size.
+        latents: scaled as the model sees them, (..., T, Z, H, W). Those of another size than in training are measured
+            as if they had that size.
 
     Raises:
         ValueError: fewer than two frames.
     """
-    if latents.shape[0] < 2:
-        raise ValueError(f"A clip of {latents.shape[0]} frame has no motion: give at least 2 frames.")
-    distance = (latents[1:] - latents[:-1]).double().flatten(1).norm(dim=1)
-    scale = (TRAINED_VALUES / latents[0].numel()) ** 0.5
+    if latents.shape[-4] < 2:
+        raise ValueError(f"A clip of {latents.shape[-4]} frame has no motion: give at least 2 frames.")
+    distance = latents.double().diff(dim=-4).flatten(-3).norm(dim=-1)
+    scale = (TRAINED_VALUES / latents.shape[-3:].numel()) ** 0.5
     return (MOTION_UNIT * scale * distance).trunc().float()
 
 
 def measured_appearance(features: Tensor, similarity: Similarity) -> Tensor:
-    """Similarity of all pairs of frames (T, T) from image features (T, D) (Eq. 3).
+    """Similarity of all pairs of frames (..., T, T) from image features (..., T, D) (Eq. 3).
 
     `cosine` is the paper's; `released` stretches it to 5 cos - 4, so that a cosine of 0.8 becomes 0.
     """
-    unit = F.normalize(features.double(), dim=1)
-    cosine = (unit @ unit.T).clamp(-1, 1)
+    unit = F.normalize(features.double(), dim=-1)
+    cosine = (unit @ unit.mT).clamp(-1, 1)
     return (5 * cosine - 4 if similarity == "released" else cosine).float()
+
+
+def similarity_rows(appearance: Tensor, frames: int) -> Tensor:
+    """Similarities of all pairs of N frames (B, N, N), read at T frames and R reference frames: (B, T, R)."""
+    return F.interpolate(appearance[:, None], (frames, SIMILARITIES), mode="bilinear", align_corners=True)[:, 0]
 
 
 def fit_content(motion: Tensor, appearance: Tensor, frames: int) -> Content:
@@ -105,5 +110,5 @@ def fit_content(motion: Tensor, appearance: Tensor, frames: int) -> Content:
     if frames < 2:
         raise ValueError(f"frames is {frames}: content is what happens between frames, choose at least 2.")
     steps = F.interpolate(motion[None, None], frames - 1, mode="linear", align_corners=True)[0, 0]
-    rows = F.interpolate(appearance[None, None], (frames, SIMILARITIES), mode="bilinear", align_corners=True)[0, 0]
+    rows = similarity_rows(appearance[None], frames)[0]
     return Content(steps.trunc() if len(motion) != frames - 1 else motion, rows)

@@ -5,6 +5,7 @@ Shapes: B clips, T frames, H, W pixels; latents are smaller by the factors of `d
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,10 @@ class VideoAutoencoderConfig:
         z_channels: channels of the bottleneck; embed_dim: channels of the latents.
         image_channels: 3 for colour.
         norm_groups: groups of every GroupNorm; a group of one channel would lose the clip's colour.
+        framewise: every frame is encoded and decoded by itself, for models whose latents are pictures.
+
+    Raises:
+        ValueError: frame-wise, but time is shrunk.
     """
 
     n_hiddens: int = 32
@@ -34,6 +39,11 @@ class VideoAutoencoderConfig:
     embed_dim: int = 4
     image_channels: int = 3
     norm_groups: int = 32
+    framewise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.framewise and self.downsample[0] != 1:
+            raise ValueError(f"a frame-wise autoencoder has a factor of 1 in time, found {self.downsample[0]}")
 
     def strides(self) -> list[Stride]:
         """Stride per stage: an axis is halved while its factor lasts; the decoder doubles in the same order."""
@@ -229,7 +239,8 @@ class VideoAutoencoder(nn.Module):
                 f"Frames, height and width must be multiples of {factors}, found {sizes}: "
                 "cut or resize the clip before encoding."
             )
-        mean, log_variance = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
+        moments = self._by_frame(lambda part: self.quant_conv(self.encoder(part)), x)
+        mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(-30.0, 20.0)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -238,7 +249,14 @@ class VideoAutoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, embed_dim, t, h, w), not scaled -> pixels, not clamped."""
-        return self.decoder(self.post_quant_conv(z))
+        return self._by_frame(lambda part: self.decoder(self.post_quant_conv(part)), z)
+
+    def _by_frame(self, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Layers on clips (B, C, T, H, W), or on each of their frames alone."""
+        if not self.config.framewise:
+            return layers(x)
+        frames = layers(x.transpose(1, 2).flatten(0, 1)[:, :, None])
+        return frames[:, :, 0].unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
 
 # Values per channel-complete chunk of a convolution without gradients: 64 MB in float32.

@@ -63,6 +63,21 @@ def add_noise(schedule: NoiseSchedule, clean: Tensor, timesteps: Tensor, noise: 
     return alpha.sqrt().to(clean.dtype) * clean + (1.0 - alpha).sqrt().to(clean.dtype) * noise
 
 
+def velocity(schedule: NoiseSchedule, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
+    """v = sqrt(abar_t) noise - sqrt(1 - abar_t) x_0 (arXiv 2202.00512); clean (B, ...), timesteps (B,)."""
+    alpha = schedule.alphas_cumprod().to(clean.device)[timesteps]
+    alpha = alpha.view(-1, *[1] * (clean.ndim - 1))
+    return alpha.sqrt().to(clean.dtype) * noise - (1.0 - alpha).sqrt().to(clean.dtype) * clean
+
+
+def denoised_of(schedule: NoiseSchedule, x: Tensor, sigma: Tensor, prediction: Tensor) -> Tensor:
+    """x_0 from what a network predicts at x = x_0 + sigma * noise; sigma is a scalar."""
+    if schedule.prediction == "noise":
+        return x - sigma * prediction
+    alpha = alpha_cumprod_of(sigma).to(x.dtype)
+    return alpha * x - (1 - alpha).sqrt() * prediction
+
+
 def ddim_timesteps(steps: int, schedule_steps: int = 1000) -> Tensor:
     """Timesteps of LVDM's DDIM, descending: range(0, 1000, 1000 // steps), each plus one.
 

@@ -127,8 +127,7 @@ class VideoModel(model_base.BaseModel):
             )
         elif text is not None and hasattr(self.diffusion_model, "encode_text"):
             # The same at every step: once per run, and of one length whatever the prompt's.
-            dtype = self.manual_cast_dtype or self.get_dtype()
-            tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], dtype))
+            tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
             out["text_tokens"] = Cue(tokens)
             out.pop("c_crossattn", None)
         out.update(kwargs.get(CUES, {}))

@@ -12,6 +12,8 @@ from weft.kernels.sampling.schedules import (
     ddim_sigmas,
     ddim_step,
     ddim_timesteps,
+    denoised_of,
+    velocity,
 )
 
 SCHEDULES = {"video": NoiseSchedule(0.0015, 0.0155), "text2video": NoiseSchedule(0.00085, 0.012)}
@@ -187,3 +189,17 @@ def test_add_noise():
     for index, t in enumerate((0, 999)):
         expected = abar[t].sqrt() * clean[index].double() + (1 - abar[t]).sqrt() * noise[index].double()
         torch.testing.assert_close(found[index].double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_what_is_predicted_gives_the_clip_back(prediction):
+    schedule = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction=prediction)
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 3, 4, dtype=torch.float64)
+    for time in (0, 500, 990):
+        times = torch.full((3,), time)
+        noisy = add_noise(schedule, clean, times, noise)
+        target = noise if prediction == "noise" else velocity(schedule, clean, times, noise)
+        alpha = schedule.alphas_cumprod()[time]
+        found = denoised_of(schedule, noisy / alpha.sqrt(), schedule.sigmas()[time], target)
+        torch.testing.assert_close(found, clean, rtol=0, atol=1e-9)

@@ -105,7 +105,8 @@ def test_p2_weights_favour_noisy_times_and_keep_the_scale():
 def test_times_and_factors_share_the_weight():
     """In the mean over drawn times, a time's share is its P2 weight, whatever the shares of drawing and factor."""
     task = TextToVideoTask.__new__(TextToVideoTask)
-    task.weights = p2_weights(NoiseSchedule(), k=0.02, gamma=1.0)
+    task.schedule = NoiseSchedule()
+    task.weights = p2_weights(task.schedule, k=0.02, gamma=1.0)
     drawn, error = [], torch.linspace(0.5, 2.0, 1000)
 
     def loss(networks, latents, tokens, times, noise):

@@ -1,0 +1,117 @@
+"""Training HiGen: pictures and videos with one set of weights, steered by cues measured on the clips (section 3).
+
+Shapes: B clips, Z latent channels, T, H, W latents, D feature width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.analysis.content import measured_appearance, measured_motion, similarity_rows
+from ..kernels.networks.higen import HiGenUNet
+from .config import ColourFeatures, EncoderFeatures, HiGenRecipe
+from .first_stage import latent_layout
+from .latents import Latents
+from .operations import TrainingOperations
+from .settings import RecipeError
+from .task import Batch, Losses
+from .text_to_video_task import TextToVideoTask
+
+NEW_LAYERS = ("temporal", "resampler", "prior_in", "motion_embedding", "appearance_embedding", "time_embedding")
+"""Parts of names of layers that an image model does not have, or whose gradients are not scaled."""
+
+
+class HiGenTask(TextToVideoTask):
+    """Videos around a clean prior, their middle frame; every few steps single frames without prior and cues."""
+
+    recipe: HiGenRecipe
+
+    def __init__(self, recipe: HiGenRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
+        super().__init__(recipe, folder, device, mixed, frame_features(recipe.cues.features, device))
+        for name, parameter in self.unet.named_parameters():
+            if recipe.spatial_gradient != 1.0 and not any(part in name for part in NEW_LAYERS):
+                parameter.register_hook(lambda gradient: gradient * recipe.spatial_gradient)
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """Those of videos, or of single frames in the recipe's share of the steps."""
+        share = self.recipe.pictures.share
+        if int((step + 1) * share) == int(step * share):
+            return super().losses(batch, step)
+        mean, logvar, tokens, _ = batch
+        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        count = self.recipe.pictures.per_clip
+        frames = torch.randint(latents.shape[2], (len(latents), count), device=latents.device)
+        clips = torch.arange(len(latents), device=latents.device)[:, None]
+        pictures = latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]
+        return self._objective(pictures, tokens.repeat_interleave(count, dim=0))
+
+    def _build_network(self) -> nn.Module:
+        return HiGenUNet(self.recipe.network, operations=TrainingOperations)
+
+    def _check_latents(self) -> None:
+        super()._check_latents()
+        _, (frames, *_) = latent_layout(self.autoencoder)
+        if frames != 1:
+            raise RecipeError(f"autoencoder: has one latent for {frames} frames, HiGen needs one for each")
+        if self.recipe.data.frames < 2:
+            raise RecipeError(f"data.frames: found {self.recipe.data.frames}, expected at least 2")
+
+    def _extras(self, latents: Latents, numbers: list[int]) -> tuple[Tensor, ...]:
+        return (latents.features(numbers),)
+
+    def _cues(self, latents: Tensor, *extras: Tensor) -> dict[str, Tensor]:
+        (features,) = extras
+        frames = latents.shape[2]
+        pairs = measured_appearance(features, self.recipe.cues.similarity)
+        return {
+            "prior": latents[:, :, frames // 2],
+            "motion": measured_motion(latents.transpose(1, 2)).long(),
+            "appearance": similarity_rows(pairs, frames),
+        }
+
+
+class Colours:
+    """Sums of what differs from the background, in either direction, per colour: alike wherever an object is."""
+
+    name = "colours"
+
+    def __call__(self, videos: Tensor) -> Tensor:
+        """Videos (B, T, H, W, 3) uint8 -> (B, T, 7); the last one is constant, so that areas count beside colours."""
+        pixels = videos.float().div(255).flatten(2, 3)
+        difference = pixels - pixels.median(dim=2, keepdim=True).values
+        either = torch.cat([difference.clamp(min=0), (-difference).clamp(min=0)], dim=-1).mean(dim=2)
+        return torch.cat([either, torch.full_like(either[..., :1], 0.05)], dim=-1)
+
+
+class ImageEncoder:
+    """Features of whole images by DINOv2, or CLIP's projected ones, from a folder in transformers' layout."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel, CLIPVisionModelWithProjection
+
+        if not path.is_dir():
+            raise RecipeError(f"cues.features.path: {path} is no folder with an image encoder and its processor")
+        self.name = str(path.resolve())
+        self.device = device
+        kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+        model = CLIPVisionModelWithProjection if kind.startswith("clip") else AutoModel
+        self.network = model.from_pretrained(path, local_files_only=True).eval().requires_grad_(False).to(device)
+        self.processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+
+    @torch.no_grad()
+    def __call__(self, videos: Tensor) -> Tensor:
+        """Videos (B, T, H, W, 3) uint8 -> (B, T, D)."""
+        frames = videos.flatten(0, 1).permute(0, 3, 1, 2)
+        inputs = self.processor(images=list(frames), return_tensors="pt").to(self.device)
+        found = self.network(**inputs)
+        features = found.image_embeds if hasattr(found, "image_embeds") else found.pooler_output
+        rows: Tensor = features.float().cpu().unflatten(0, videos.shape[:2])
+        return rows
+
+
+def frame_features(settings: EncoderFeatures | ColourFeatures, device: torch.device) -> Colours | ImageEncoder:
+    """The features that a recipe names."""
+    return Colours() if isinstance(settings, ColourFeatures) else ImageEncoder(Path(settings.path), device)
