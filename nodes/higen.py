@@ -2,7 +2,6 @@
 
 from .api import io
 
-# Experimental until a model of this kind comes with the pack and the workflows are run on it.
 CATEGORY = "Weft/HiGen"
 ContentType = io.Custom("WEFT_HIGEN_CONTENT")
 
@@ -17,7 +16,6 @@ class HiGenSpatialReasoning(io.ComfyNode):
             node_id="WeftHiGenSpatialReasoning",
             display_name="HiGen Spatial Reasoning (Weft)",
             category=CATEGORY,
-            is_experimental=True,
             description="HiGen's first step: one frame from text, with any sampler. The sampled latent is the spatial "
             "prior of HiGen Temporal Reasoning; decode it to see the picture before it moves.",
             search_aliases=["higen", "spatial prior", "weft"],
@@ -65,7 +63,6 @@ class HiGenContent(io.ComfyNode):
             node_id="WeftHiGenContent",
             display_name="HiGen Content (Weft)",
             category=CATEGORY,
-            is_experimental=True,
             description="How much the video moves and how much what it shows changes, for HiGen Temporal Reasoning.",
             search_aliases=["motion factor", "appearance factor", "higen", "weft"],
             inputs=[
@@ -127,7 +124,6 @@ class HiGenContentFromVideo(io.ComfyNode):
             node_id="WeftHiGenContentFromVideo",
             display_name="HiGen Content From Video (Weft)",
             category=CATEGORY,
-            is_experimental=True,
             description="Measures how a clip moves and changes, so that another video can move and change like it.",
             search_aliases=["motion from video", "higen", "reference clip", "weft"],
             inputs=[
@@ -184,7 +180,6 @@ class HiGenTemporalReasoning(io.ComfyNode):
             node_id="WeftHiGenTemporalReasoning",
             display_name="HiGen Temporal Reasoning (Weft)",
             category=CATEGORY,
-            is_experimental=True,
             description="HiGen's second step: a video around a picture, its motion and change steered by the content "
             "cues. Sample the MODEL on the LATENT beside it with any sampler; the prompt may differ from the "
             "picture's.",
@@ -213,4 +208,5 @@ class HiGenTemporalReasoning(io.ComfyNode):
         return io.NodeOutput(*temporal_reasoning(model, prior, content))
 
 
-NODES = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]
+# Not offered yet: a node becomes part of the pack (`NODES`) with the embedded model and the workflows that run it.
+HELD_BACK = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]
