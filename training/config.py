@@ -210,12 +210,14 @@ class DenoiserStart:
     """
 
     temporal: Literal["zero", "drawn"] = setting(
-        "zero", doc="zero: temporal attention has no effect at first; drawn: it has, like every other layer"
+        "zero", doc="zero: temporal attention and HiGen's cues have no effect at first; drawn: like every other layer"
     )
     text_gain: float = setting(
         1.0, above=0, doc="factor on the output of text attention, in which a word is one of many at first"
     )
-    position_gain: float = setting(1.0, above=0, doc="factor on the position tables of temporal attention")
+    position_gain: float = setting(
+        1.0, above=0, doc="factor on what tells frames apart: LVDM's position tables, HiGen's appearance embedding"
+    )
     feed_forward_gain: float = setting(
         1.0, above=0, doc="factor on the input of feed-forward layers, in which features are multiplied"
     )
@@ -249,9 +251,9 @@ class EncoderFeatures:
 
 @dataclass(frozen=True, kw_only=True)
 class ColourFeatures:
-    """Appearance by colours and areas, for Moving Shapes."""
+    """Appearance by how much colour there is, for Moving Shapes."""
 
-    kind: Literal["colours"] = setting("colours", doc="what differs from the background: how much, in which colours")
+    kind: Literal["colours"] = setting("colours", doc="amount of colour: needs no image encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +272,9 @@ class Pictures:
 
     share: float = setting(0.25, minimum=0, maximum=1, doc="share of steps on single frames; a quarter in the paper")
     per_clip: int = setting(4, minimum=1, doc="frames taken of each clip in these steps")
+    spread: float = setting(
+        1.0, minimum=0, maximum=1, doc="share of the clip, around its middle, that they are taken from; 0: the middle"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

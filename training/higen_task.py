@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..kernels.analysis.content import measured_appearance, measured_motion, similarity_rows
+from ..kernels.analysis.content import amount_features, measured_appearance, measured_motion, similarity_rows
 from ..kernels.networks.higen import HiGenUNet
 from .config import ColourFeatures, EncoderFeatures, HiGenRecipe
 from .first_stage import latent_layout
@@ -40,10 +40,12 @@ class HiGenTask(TextToVideoTask):
         share = self.recipe.pictures.share
         if int((step + 1) * share) == int(step * share):
             return super().losses(batch, step)
-        mean, logvar, tokens, _ = batch
+        mean, logvar, tokens, *_ = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
         count = self.recipe.pictures.per_clip
-        frames = torch.randint(latents.shape[2], (len(latents), count), device=latents.device)
+        middle, reach = latents.shape[2] // 2, round(self.recipe.pictures.spread * latents.shape[2] / 2)
+        first, end = max(0, middle - reach), min(latents.shape[2], middle + max(1, reach))
+        frames = torch.randint(first, end, (len(latents), count), device=latents.device)
         clips = torch.arange(len(latents), device=latents.device)[:, None]
         pictures = latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]
         return self._objective(pictures, tokens.repeat_interleave(count, dim=0))
@@ -60,30 +62,30 @@ class HiGenTask(TextToVideoTask):
             raise RecipeError(f"data.frames: found {self.recipe.data.frames}, expected at least 2")
 
     def _extras(self, latents: Latents, numbers: list[int]) -> tuple[Tensor, ...]:
-        return (latents.features(numbers),)
+        # Motion of the posteriors' means: what a draw adds from frame to frame is none.
+        mean, _ = latents.take(numbers)
+        scaled = (mean.float() + self.facts["shift"]) * self.facts["scale"]
+        return latents.features(numbers), measured_motion(scaled.transpose(1, 2)).long()
 
     def _cues(self, latents: Tensor, *extras: Tensor) -> dict[str, Tensor]:
-        (features,) = extras
+        features, motion = extras
         frames = latents.shape[2]
         pairs = measured_appearance(features, self.recipe.cues.similarity)
         return {
             "prior": latents[:, :, frames // 2],
-            "motion": measured_motion(latents.transpose(1, 2)).long(),
+            "motion": motion,
             "appearance": similarity_rows(pairs, frames),
         }
 
 
 class Colours:
-    """Sums of what differs from the background, in either direction, per colour: alike wherever an object is."""
+    """How much colour frames show; needs no image encoder."""
 
-    name = "colours"
+    name = "amount of colour"
 
     def __call__(self, videos: Tensor) -> Tensor:
-        """Videos (B, T, H, W, 3) uint8 -> (B, T, 7); the last one is constant, so that areas count beside colours."""
-        pixels = videos.float().div(255).flatten(2, 3)
-        difference = pixels - pixels.median(dim=2, keepdim=True).values
-        either = torch.cat([difference.clamp(min=0), (-difference).clamp(min=0)], dim=-1).mean(dim=2)
-        return torch.cat([either, torch.full_like(either[..., :1], 0.05)], dim=-1)
+        """Videos (B, T, H, W, 3) uint8 -> (B, T, D)."""
+        return amount_features(videos.float().div(255))
 
 
 class ImageEncoder:

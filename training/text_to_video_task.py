@@ -226,8 +226,8 @@ def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = Non
         elif isinstance(module, TemporalConvolution):
             _zero(module.convs[-1])
         elif isinstance(module, HiGenUNet):
-            for part in (module.prior_in, module.motion_embedding.out, module.appearance_embedding.out):
-                _zero(part)
+            _zero(module.prior_in)
+            _start_cues(module, settings)
         elif isinstance(module, TemporalAttention) and settings.temporal == "zero":
             _zero(module.out)
         elif isinstance(module, RelativePositions):
@@ -237,6 +237,15 @@ def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = Non
         elif isinstance(module, FeedForward):
             module.inner.weight.data.mul_(settings.feed_forward_gain)
     _zero(network.get_submodule("conv_out"))
+
+
+def _start_cues(network: HiGenUNet, settings: DenoiserStart) -> None:
+    """Rows of similarities are what tells HiGen's frames apart: its temporal attention has no position tables."""
+    if settings.temporal == "zero":
+        _zero(network.motion_embedding.out)
+        _zero(network.appearance_embedding.out)
+    else:
+        network.appearance_embedding.out.weight.data.mul_(settings.position_gain)
 
 
 def _zero(layer: nn.Module) -> None:

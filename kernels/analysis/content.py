@@ -3,6 +3,7 @@
 Shapes: B clips, T frames, Z latent channels, H, W latent size, R = 32 reference frames, D feature width.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,11 @@ MOTION_UNIT = 10.0
 TRAINED_VALUES = 4 * 32 * 56
 """Values of a latent frame in training: distances grow with the root of their number."""
 Similarity = Literal["released", "cosine"]
+COLOURED = 0.15
+"""Chroma from which a pixel counts as coloured; what autoencoders leave on grey is below."""
+SMALLEST_AMOUNT = 1e-4
+BINS = 16
+"""Bins of an amount of colour up to the double."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,20 @@ def measured_appearance(features: Tensor, similarity: Similarity) -> Tensor:
     unit = F.normalize(features.double(), dim=-1)
     cosine = (unit @ unit.mT).clamp(-1, 1)
     return (5 * cosine - 4 if similarity == "released" else cosine).float()
+
+
+def amount_features(pixels: Tensor) -> Tensor:
+    """How much colour frames show, (..., T, H, W, 3) in 0..1, as features (..., T, D) that need no image encoder.
+
+    Amounts are the chroma of all coloured pixels. Their cosine falls in a straight line with the logarithm of their
+    ratio, from 1 for equal amounts to 0 for the double: that of two frames is the share of the bins that both fill.
+    """
+    chroma = pixels.float().amax(-1) - pixels.float().amin(-1)
+    amount = torch.where(chroma > COLOURED, chroma, 0).mean(dim=(-2, -1)).clamp(min=SMALLEST_AMOUNT)
+    first = math.log(SMALLEST_AMOUNT) - math.log(2) / 2
+    bins = torch.arange(first, math.log(2) / 2, math.log(2) / BINS, device=pixels.device)
+    inside = math.log(2) / 2 - (amount.log()[..., None] - bins).abs()
+    return (0.5 + inside * BINS / math.log(2)).clamp(0, 1)
 
 
 def similarity_rows(appearance: Tensor, frames: int) -> Tensor:

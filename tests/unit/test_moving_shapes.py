@@ -260,3 +260,45 @@ def test_paths_cross_the_middle_of_the_frame():
             assert abs(middle[axis] - 0.5) <= 0.06 + 1e-9
             beside.append(middle[1 - axis])
     assert np.std(beside) > 0.12
+
+
+def test_speeds_that_captions_leave_open_are_any():
+    data = MovingShapes(replace(CONFIG, unnamed_speeds=0.75, two_objects=0.0))
+    named, open_ones = [], []
+    for index in range(400):
+        clip = data.clip(index)
+        travelled = np.abs(clip.objects[0].centres[-1] - clip.objects[0].centres[0]).max() / CONFIG.size
+        speed = clip.spec.objects[0].speed
+        (named if speed else open_ones).append(travelled)
+        if speed:
+            low, high = TRAVEL[speed]
+            assert low <= travelled <= high
+    assert min(open_ones) < 0.1 and max(open_ones) > 0.5
+    # A third of the quarter draws no word either: 5/6; three standard deviations of 400 draws.
+    assert len(open_ones) / 400 == pytest.approx(5 / 6, abs=0.056)
+
+
+def test_accelerated_objects_keep_inside_and_straight():
+    data = MovingShapes(replace(CONFIG, acceleration=0.6))
+    ratios = []
+    for index in range(100):
+        clip = data.clip(index)
+        for shape, track in zip(clip.spec.objects, clip.objects, strict=True):
+            assert (track.centres - track.radii[:, None]).min() > 0
+            assert (track.centres + track.radii[:, None]).max() < 64
+            steps = np.diff(track.centres, axis=0) @ np.array(UNIT_STEPS[shape.direction])
+            assert steps.min() > 0
+            ratios.append(steps[-1] / steps[0])
+    assert min(ratios) < 0.4 and max(ratios) > 2.5
+
+
+def test_fading_objects_keep_hue_and_double_at_most():
+    data = MovingShapes(replace(CONFIG, fade=0.69))
+    factors = []
+    for index in range(100):
+        for track in data.clip(index).objects:
+            brightness = track.colours.max(axis=1)
+            assert brightness.max() <= 1
+            assert np.ptp(track.colours / brightness[:, None], axis=0).max() < 1e-9
+            factors.append(brightness[-1] / brightness[0])
+    assert 0.5 <= min(factors) < 0.55 and 1.8 < max(factors) <= 2

@@ -51,6 +51,12 @@ def test_reads_a_thousand_clips_from_compressed_files(tmp_path):
     assert_all_read(accuracies(mixed_clips(1000), compress))
 
 
+def test_reads_clips_that_fade_and_accelerate():
+    data = MovingShapes(MovingShapesConfig(fade=0.69, acceleration=0.6, two_objects=0.2))
+    found = accuracies((data.clip(index) for index in range(300)), lambda frames: frames)
+    assert_all_read(found)
+
+
 def test_reads_soft_noisy_and_flickering_clips():
     """What a small video model adds: soft edges (sigma 1.5 pixels), noise, flicker and washed-out, trailing objects."""
     rng = np.random.default_rng(0)

@@ -7,7 +7,7 @@ Shapes: T frames, H height, W width.
 import colorsys
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ HUES = {colour: index / len(COLOURS) for index, colour in enumerate(COLOURS)}
 BACKGROUND_LEVELS = {"dark": (0.05, 0.17), "grey": (0.42, 0.56), "light": (0.82, 0.95)}
 TRAVEL = {"slowly": (0.15, 0.21), "": (0.30, 0.38), "quickly": (0.50, 0.60)}
 """Distance covered in one clip, as a fraction of the frame; the tracker puts its limits in the gaps."""
+ANY_TRAVEL = (0.04, 0.60)
+"""Distance covered where captions leave the speed open."""
 UNIT_STEPS = {"left to right": (1, 0), "right to left": (-1, 0), "top to bottom": (0, 1), "bottom to top": (0, -1)}
 RADIUS = (0.11, 0.15)
 """Size of an object, as a fraction of the frame."""
@@ -41,6 +43,8 @@ CROSSING = 0.06
 PATH_CANDIDATES = 64
 HUE_JITTER = 0.02
 SATURATION, VALUE = (0.85, 1.0), (0.8, 1.0)
+FADING_VALUE = (0.66, 0.70)
+"""Brightness in the middle of a clip that fades: it can still double from end to end."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,15 @@ class MovingShapesConfig:
     frames: int = setting(16, minimum=1, doc="frames of a clip")
     fps: int = setting(8, minimum=1, doc="frames per second of written files")
     two_objects: float = setting(0.2, minimum=0, maximum=1, doc="share of clips with two objects")
+    unnamed_speeds: float = setting(
+        0.0, minimum=0, maximum=1, doc="share of captions without a speed; above 0 no word means any speed"
+    )
+    acceleration: float = setting(
+        0.0, minimum=0, maximum=0.9, doc="largest change of a speed, as a share of it, from mid-clip to either end"
+    )
+    fade: float = setting(
+        0.0, minimum=0, maximum=0.7, doc="largest logarithm of the factor by which objects get brighter or darker"
+    )
     count: int = setting(30_000, minimum=1, doc="clips in each split")
     seed: int = setting(0, minimum=0, doc="decides every clip together with its split and index")
 
@@ -80,6 +93,8 @@ def sample_spec(rng: np.random.Generator, config: MovingShapesConfig, split: Spl
     while True:
         count = 2 if rng.random() < config.two_objects else 1
         spec = _draw_spec(rng, count)
+        if config.unnamed_speeds and rng.random() < config.unnamed_speeds:
+            spec = replace(spec, objects=tuple(replace(shape, speed="") for shape in spec.objects))
         if split_of(spec) == split:
             return spec
 
@@ -102,12 +117,14 @@ def animate(spec: ClipSpec, rng: np.random.Generator, config: MovingShapesConfig
     """Draw all that the caption leaves open: sizes, start positions, exact speeds and shades."""
     radii = rng.uniform(*RADIUS, len(spec.objects)) * config.size
     centres = _draw_paths(spec, radii, rng, config)
+    brightness = np.exp(rng.uniform(-config.fade, config.fade) * _lag(config.frames)) if config.fade else _lag(1) + 1
+    values = FADING_VALUE if config.fade else VALUE
     objects = tuple(
         ObjectTrack(
             shape=shape.shape,
             centres=centres[index],
             radii=np.full(config.frames, radii[index]),
-            colours=np.tile(_draw_shade(shape.colour, rng), (config.frames, 1)),
+            colours=np.tile(_draw_shade(shape.colour, values, rng), (config.frames, 1)) * brightness[:, None],
         )
         for index, shape in enumerate(spec.objects)
     )
@@ -115,9 +132,14 @@ def animate(spec: ClipSpec, rng: np.random.Generator, config: MovingShapesConfig
     return Clip(spec, objects, background, config.size)
 
 
-def _draw_shade(colour: str, rng: np.random.Generator) -> np.ndarray:
+def _lag(frames: int) -> np.ndarray:
+    """Return the time of every frame (T,), -0.5..0.5; 0 of a single one."""
+    return np.linspace(-0.5, 0.5, frames) if frames > 1 else np.zeros(1)
+
+
+def _draw_shade(colour: str, values: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     hue = (HUES[colour] + rng.uniform(-HUE_JITTER, HUE_JITTER)) % 1.0
-    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION), rng.uniform(*VALUE)))
+    return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION), rng.uniform(*values)))
 
 
 def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, config: MovingShapesConfig) -> np.ndarray:
@@ -127,7 +149,8 @@ def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, con
     one in which they touch the least.
     """
     steps = np.array([UNIT_STEPS[shape.direction] for shape in spec.objects])[:, None]
-    travel = np.array([rng.uniform(*TRAVEL[shape.speed], PATH_CANDIDATES) for shape in spec.objects]) * config.size
+    limits = {**TRAVEL, "": ANY_TRAVEL} if config.unnamed_speeds else TRAVEL
+    travel = np.array([rng.uniform(*limits[shape.speed], PATH_CANDIDATES) for shape in spec.objects]) * config.size
     displacement = steps * travel[..., None]
     margin = REACH * radii[:, None, None]
     lowest = margin + np.maximum(-displacement, 0)
@@ -138,6 +161,8 @@ def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, con
     highest = np.where(along, np.minimum(highest, middle + CROSSING * config.size), highest)
     starts = rng.uniform(lowest, highest)
     progress = np.linspace(0, 1, config.frames)[:, None]
+    if config.acceleration:
+        progress = progress - rng.uniform(-config.acceleration, config.acceleration) * progress * (1 - progress)
     paths = starts[:, :, None] + displacement[:, :, None] * progress
     if len(paths) == 1:
         return paths[:, 0]

@@ -255,9 +255,13 @@ def _shape(
     `own` (T, H, W) leaves out the pixels that show another colour.
     """
     inside = own & (_distance(centres, chroma.shape[1:]) < _reach(areas))
-    strength = chroma * inside
-    core = difference[strength > 0.8 * np.quantile(strength[strength > CHROMA_RAMP[0]], 0.9)].mean(axis=0)
-    cover = np.clip(difference @ (core / (core @ core)), 0, 1) * inside
+    strength = np.where(chroma > CHROMA_RAMP[0], chroma, 0) * inside
+    # Frame by frame: an object may get brighter or darker.
+    highest = np.array([np.quantile(frame[frame > 0], 0.9) if frame.any() else np.inf for frame in strength])
+    core = strength > 0.8 * highest[:, None, None]
+    colour = np.einsum("thw,thwc->tc", core, difference) / np.maximum(core.sum(axis=(1, 2)), 1)[:, None]
+    unit = colour / np.maximum((colour**2).sum(axis=1), 1e-6)[:, None]
+    cover = np.clip(np.einsum("thwc,tc->thw", difference, unit), 0, 1) * inside
     area = float(np.median(cover.sum(axis=(1, 2))))
     outline = _aligned(cover, _centroids(cover, centres), area).mean(axis=0).ravel()
     shapes, templates = _templates()
