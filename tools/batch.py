@@ -4,6 +4,7 @@ The server is started once; every prompt is a graph of its own with the next see
 """
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
@@ -26,11 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("prompts", type=Path, help="text file with a prompt per line")
     parser.add_argument("--workflow", default="LVDM text to video", help='default: "%(default)s"')
     parser.add_argument("--seed", type=seed, default=0, help="of the first prompt (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="ID.INPUT=VALUE",
+        help="another value for an input of the workflow, may be repeated",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the videos and captions.jsonl")
     parser.add_argument("--comfyui", type=Path, help="use this ComfyUI instead of the one in .venv")
     options = parser.parse_args(arguments)
     try:
-        generate(read_prompts(options.prompts), options.workflow, options.seed, options.out, options.comfyui)
+        prompts = read_prompts(options.prompts)
+        generate(prompts, options.workflow, options.seed, options.out, options.comfyui, options.set)
     except Failure as failure:
         print(failure.detail, f"error: {failure}", sep="\n" if failure.detail else "", file=sys.stderr)
         return 1
@@ -51,14 +60,24 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def generate(prompts: Sequence[str], workflow: str, first_seed: int, out: Path, comfyui: Path | None = None) -> None:
-    """Write `NNNN.mp4` per prompt and captions.jsonl; raises Failure as `demo.run` does."""
+def generate(
+    prompts: Sequence[str],
+    workflow: str,
+    first_seed: int,
+    out: Path,
+    comfyui: Path | None = None,
+    changes: Sequence[str] = (),
+) -> None:
+    """Write `NNNN.mp4` per prompt and captions.jsonl; raises Failure as `demo.set_input` and `demo.run` do."""
+    changed = demo.load_graph(ROOT / "workflows" / "api", workflow)
+    for change in changes:
+        demo.set_input(changed, change)
     out.mkdir(parents=True, exist_ok=True)
     place = locate(Environment(ROOT), comfyui, None)
     with tempfile.TemporaryDirectory() as base, running(place, Path(base), ROOT, log=out / "server.log") as server:
         with open(out / "captions.jsonl", "w", encoding="utf-8") as captions:
             for index, prompt in enumerate(prompts):
-                graph = demo.load_graph(ROOT / "workflows" / "api", workflow)
+                graph = copy.deepcopy(changed)
                 demo.set_prompt(graph, prompt)
                 demo.set_seed(graph, first_seed + index)
                 name = f"{index:04}.mp4"

@@ -47,6 +47,30 @@ def set_seed(graph: Graph, seed: int | None) -> int:
     return seed
 
 
+def set_input(graph: Graph, assignment: str) -> None:
+    """Apply `ID.input=value` to a graph; values are JSON, anything else is taken as text.
+
+    An input keeps its kind: `8.motion=60` stays a text where it was one.
+    """
+    place, found, text = assignment.partition("=")
+    key, _, name = place.strip().partition(".")
+    if not found or not name:
+        raise Failure(f"--set {assignment}: expected ID.input=value")
+    inputs = graph.get(key, {}).get("inputs", {})
+    if name not in inputs or isinstance(inputs[name], list):
+        names = ", ".join(
+            f"{node}.{known}"
+            for node in graph
+            for known, value in graph[node]["inputs"].items()
+            if not isinstance(value, list)
+        )
+        raise Failure(f"--set {assignment}: the workflow has no such value; it has {names}")
+    try:
+        inputs[name] = text if isinstance(inputs[name], str) else json.loads(text)
+    except json.JSONDecodeError:
+        inputs[name] = text
+
+
 def run(server: Server, graph: Graph) -> bytes:
     """Queue the graph, show its progress and return the video it saved.
 

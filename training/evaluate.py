@@ -6,11 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
+from ..kernels.analysis.content import amount_features, measured_appearance
 from .data.captions import ClipSpec, parse_caption
 from .data.folder import read_captions
-from .data.tracker import Tracked, agreement, score_video, track
+from .data.tracker import Tracked, agreement, track
 from .data.video_files import read_video
 from .settings import InputError
 
@@ -30,12 +33,23 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{folder}: {len(missing)} of {len(captions)} captioned videos missing: {', '.join(missing)}")
     rows = [
-        {"file": name, "caption": text, **asdict(score_video(folder / name, text))}
+        {"file": name, "caption": text, **_measure(folder / name, text)}
         for name, text in tqdm(sorted(captions.items()), desc="reading videos", dynamic_ncols=True)
     ]
     measures = [name for name in rows[0] if name not in ("file", "caption")]
     means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in measures}
     return {"clips": len(rows), **{name: round(mean, 4) for name, mean in means.items()}, "videos": rows}
+
+
+def _measure(video: Path, caption: str) -> dict[str, float]:
+    """The scores of a video, how far its objects travel and how much their amount of colour changes, end to end."""
+    spec, frames = parse_caption(caption), read_video(video)[0]
+    found = track(frames)
+    appearance = measured_appearance(amount_features(torch.from_numpy(frames).float().div(255)), "cosine")
+    size = frames.shape[2], frames.shape[1]
+    travels = [float(np.linalg.norm((item.centres[-1] - item.centres[0]) / size)) for item in found.objects]
+    measures = {"travel": float(np.mean(travels or [0.0])), "change": 1 - float(appearance[0, -1])}
+    return {**asdict(agreement(found, spec)), **{name: round(value, 4) for name, value in measures.items()}}
 
 
 def compare(video: Path, caption: str) -> tuple[list[str], bool]:

@@ -335,6 +335,19 @@ def test_a_workflow_without_prompt_is_refused(graph: demo.Graph):
         demo.set_prompt(graph, "a red circle")
 
 
+def test_another_value_keeps_its_kind(graph: demo.Graph):
+    demo.set_input(graph, "1.text=60")
+    demo.set_input(graph, "4.noise_seed=9")
+    assert graph["1"]["inputs"]["text"] == "60" and graph["4"]["inputs"]["noise_seed"] == 9
+    for change, message in (
+        ("4.noise_seed", "expected ID.input=value"),
+        ("4.steps=3", "no such value; it has 1.text, 2.text"),
+        ("5.seed=3", "no such value"),
+    ):
+        with pytest.raises(Failure, match=message):
+            demo.set_input(graph, change)
+
+
 def test_the_seed_reaches_every_sampler(graph: demo.Graph):
     assert demo.set_seed(graph, None) == 3
     assert demo.set_seed(graph, 7) == 7

@@ -81,6 +81,11 @@ def test_data_set_is_scored_as_its_captions_say(tmp_path, capsys):
     assert main(["evaluate", str(folder)]) == 0
     table = json.loads((folder / "scores.json").read_text())
     assert (table["clips"], table["colour"], table["direction"], table["background"]) == (4, 1.0, 1.0, 1.0)
+    for index, video in enumerate(table["videos"]):
+        # Centres are read to a hundredth of the frame; objects of this set do not fade, bins are a sixteenth.
+        tracks = MovingShapes(MovingShapesConfig(seed=7)).clip(index).objects
+        travel = np.mean([np.linalg.norm(track.centres[-1] - track.centres[0]) / 64 for track in tracks])
+        assert video["travel"] == pytest.approx(travel, abs=0.01) and video["change"] < 0.1
 
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     lines[0]["caption"], lines[1]["caption"] = lines[1]["caption"], lines[0]["caption"]
