@@ -68,7 +68,10 @@ def generate(
     comfyui: Path | None = None,
     changes: Sequence[str] = (),
 ) -> None:
-    """Write `NNNN.mp4` per prompt and captions.jsonl; raises Failure as `demo.set_input` and `demo.run` do."""
+    """Write `NNNN.mp4` per prompt, `NNNN.png` of the picture that its workflow previews, and captions.jsonl.
+
+    Raises Failure as `demo.set_input` and `demo.run` do.
+    """
     changed = demo.load_graph(ROOT / "workflows" / "api", workflow)
     for change in changes:
         demo.set_input(changed, change)
@@ -81,7 +84,11 @@ def generate(
                 demo.set_prompt(graph, prompt)
                 demo.set_seed(graph, first_seed + index)
                 name = f"{index:04}.mp4"
-                (out / name).write_bytes(demo.run(server, graph))
+                outputs = demo.execute(server, graph)
+                (out / name).write_bytes(demo.fetch(server, demo.saved_video(outputs)))
+                picture = demo.shown_picture(outputs)
+                if picture:
+                    (out / name).with_suffix(".png").write_bytes(demo.fetch(server, picture))
                 captions.write(json.dumps({"file": name, "caption": prompt}) + "\n")
                 say(f"{index + 1} of {len(prompts)}: {prompt}")
 

@@ -31,8 +31,10 @@ def clips(graph: dict[str, dict]) -> list[Clip]:
 def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
     """Return caption and number of frames of every clip that a node gives; latents without noise have no caption."""
     kind, inputs = graph[key]["class_type"], graph[key]["inputs"]
-    if kind == "WeftEmptyVideoLatent":
+    if kind in ("WeftEmptyVideoLatent", "WeftHiGenContent", "WeftHiGenContentFromVideo") and inputs["frames"]:
         return [("", inputs["frames"])]
+    if kind == "WeftHiGenTemporalReasoning":
+        return _shown(graph, inputs["content"][0])
     if kind == "LatentConcat" and inputs["dim"] == "t":
         return _shown(graph, inputs["samples1"][0]) + _shown(graph, inputs["samples2"][0])
     if kind in ("KSampler", "SamplerCustomAdvanced"):

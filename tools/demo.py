@@ -72,7 +72,12 @@ def set_input(graph: Graph, assignment: str) -> None:
 
 
 def run(server: Server, graph: Graph) -> bytes:
-    """Queue the graph, show its progress and return the video it saved.
+    """Return the video that a graph saves; raises Failure as `execute` and `saved_video` do."""
+    return fetch(server, saved_video(execute(server, graph)))
+
+
+def execute(server: Server, graph: Graph) -> dict[str, dict]:
+    """Queue the graph, show its progress and return the outputs of its nodes.
 
     Raises Failure with the node and its message when ComfyUI refuses the graph or fails in it.
     """
@@ -87,8 +92,13 @@ def run(server: Server, graph: Graph) -> bytes:
         raise Failure(f"ComfyUI went away while it worked: {error}", server.last_words()) from error
     finally:
         socket.close()
-    history = json.loads(server.get(f"/history/{answer['prompt_id']}"))
-    return server.get("/view?" + urlencode(saved_video(history[answer["prompt_id"]]["outputs"])))
+    outputs: dict[str, dict] = json.loads(server.get(f"/history/{answer['prompt_id']}"))[answer["prompt_id"]]["outputs"]
+    return outputs
+
+
+def fetch(server: Server, file: dict[str, str]) -> bytes:
+    """Return a file that a run left on the server."""
+    return server.get("/view?" + urlencode(file))
 
 
 def watch(messages: Iterator[dict], prompt: str, graph: Graph) -> None:
@@ -132,8 +142,18 @@ def refusal(answer: dict, graph: Graph) -> str:
 
 def saved_video(outputs: dict[str, dict]) -> dict[str, str]:
     """Return filename, subfolder and type of the first video among the outputs of a run."""
+    for file in _files(outputs, ".mp4", "output"):
+        return file
+    raise Failure("this workflow saved no video: it needs a Save Video node")
+
+
+def shown_picture(outputs: dict[str, dict]) -> dict[str, str] | None:
+    """Return filename, subfolder and type of the first picture that a run showed, if it showed any."""
+    return next(_files(outputs, ".png", "temp"), None)
+
+
+def _files(outputs: dict[str, dict], ending: str, kind: str) -> Iterator[dict[str, str]]:
     for node in outputs.values():
         for saved in (item for group in node.values() if isinstance(group, list) for item in group):
-            if isinstance(saved, dict) and str(saved.get("filename")).endswith(".mp4") and saved["type"] == "output":
-                return {key: saved[key] for key in ("filename", "subfolder", "type")}
-    raise Failure("this workflow saved no video: it needs a Save Video node")
+            if isinstance(saved, dict) and str(saved.get("filename")).endswith(ending) and saved["type"] == kind:
+                yield {key: saved[key] for key in ("filename", "subfolder", "type")}

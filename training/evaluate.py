@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from ..kernels.analysis.content import amount_features, measured_appearance
@@ -36,20 +37,38 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
         {"file": name, "caption": text, **_measure(folder / name, text)}
         for name, text in tqdm(sorted(captions.items()), desc="reading videos", dynamic_ncols=True)
     ]
-    measures = [name for name in rows[0] if name not in ("file", "caption")]
+    measures = [name for name in rows[0] if name not in ("file", "caption") and all(name in row for row in rows)]
     means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in measures}
     return {"clips": len(rows), **{name: round(mean, 4) for name, mean in means.items()}, "videos": rows}
 
 
 def _measure(video: Path, caption: str) -> dict[str, float]:
-    """The scores of a video, how far its objects travel and how much their amount of colour changes, end to end."""
+    """The scores of a video, how far its objects travel and how much their amount of colour changes, end to end.
+
+    With a picture beside the video, which it was made around: PSNR (dB) of the frame that is nearest to it.
+    """
     spec, frames = parse_caption(caption), read_video(video)[0]
     found = track(frames)
     appearance = measured_appearance(amount_features(torch.from_numpy(frames).float().div(255)), "cosine")
     size = frames.shape[2], frames.shape[1]
     travels = [float(np.linalg.norm((item.centres[-1] - item.centres[0]) / size)) for item in found.objects]
     measures = {"travel": float(np.mean(travels or [0.0])), "change": 1 - float(appearance[0, -1])}
+    picture = video.with_suffix(".png")
+    if picture.exists():
+        measures["picture_psnr"] = max(_psnr(frame, _read_picture(picture, frame.shape)) for frame in frames)
     return {**asdict(agreement(found, spec)), **{name: round(value, 4) for name, value in measures.items()}}
+
+
+def _read_picture(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    if pixels.shape != shape:
+        raise InputError(f"{path}: {pixels.shape[1]} x {pixels.shape[0]} pixels, its video has {shape[1]} x {shape[0]}")
+    return pixels
+
+
+def _psnr(found: np.ndarray, wanted: np.ndarray) -> float:
+    error = np.mean((found.astype(np.float64) - wanted) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-3)))
 
 
 def compare(video: Path, caption: str) -> tuple[list[str], bool]:

@@ -406,6 +406,13 @@ def test_the_saved_video_is_found_among_the_outputs():
         demo.saved_video({"1": {"images": [image]}})
 
 
+def test_the_picture_that_a_workflow_shows_is_found():
+    shown = {"filename": "a.png", "subfolder": "", "type": "temp"}
+    saved = {**shown, "type": "output"}
+    assert demo.shown_picture({"1": {"images": [saved]}, "2": {"images": [{**shown, "more": 1}]}}) == shown
+    assert demo.shown_picture({"1": {"images": [saved]}}) is None
+
+
 # The checks
 
 

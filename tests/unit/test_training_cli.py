@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from weft.model_loaders.checkpoint import read
 from weft.training import checkpoints
@@ -86,6 +87,13 @@ def test_data_set_is_scored_as_its_captions_say(tmp_path, capsys):
         tracks = MovingShapes(MovingShapesConfig(seed=7)).clip(index).objects
         travel = np.mean([np.linalg.norm(track.centres[-1] - track.centres[0]) / 64 for track in tracks])
         assert video["travel"] == pytest.approx(travel, abs=0.01) and video["change"] < 0.1
+
+    for index in range(4):
+        frames, _ = read_video(folder / f"{index:05d}.mp4")
+        Image.fromarray(frames[5] // 2 * 2 + 1).save(folder / f"{index:05d}.png")
+    assert main(["evaluate", str(folder)]) == 0
+    # Each value is off by one or not at all, half of them by one.
+    assert json.loads((folder / "scores.json").read_text())["picture_psnr"] == pytest.approx(51.1, abs=1)
 
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     lines[0]["caption"], lines[1]["caption"] = lines[1]["caption"], lines[0]["caption"]
