@@ -131,16 +131,13 @@ class HiGenContentFromVideo(io.ComfyNode):
                     "images", tooltip="The frames of the clip, at least two. 8 frames a second, as trained."
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the HiGen model: motion is measured between its latents."),
-                io.ClipVision.Input(
-                    "clip_vision",
-                    tooltip="An image encoder: CLIP ViT-H for the released models, DINO as the paper prefers.",
-                ),
                 io.Model.Input("model", tooltip="The HiGen model; only its latent scale is read."),
                 io.Combo.Input(
                     "similarity",
-                    options=["released", "cosine"],
+                    options=["released", "cosine", "colours"],
                     default="released",
-                    tooltip="'released': 5 cos - 4, made for CLIP features. 'cosine': the paper's, for DINO.",
+                    tooltip="'released': 5 cos - 4, made for CLIP features. 'cosine': the paper's, for DINO. "
+                    "'colours': how much colour there is, as the embedded model learned it; needs no image encoder.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -148,6 +145,12 @@ class HiGenContentFromVideo(io.ComfyNode):
                     min=0,
                     max=4096,
                     tooltip="Length of the video to make; the clip is stretched to it. 0: the clip's own length.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    tooltip="An image encoder for 'released' and 'cosine': CLIP ViT-H for the released models, DINO as "
+                    "the paper prefers.",
                 ),
             ],
             outputs=[
@@ -161,12 +164,12 @@ class HiGenContentFromVideo(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images: object, vae: object, clip_vision: object, model: object, similarity: str, frames: int
+        cls, images: object, vae: object, model: object, similarity: str, frames: int, clip_vision: object = None
     ) -> io.NodeOutput:
         """Encode with both, measure, draw."""
         from ..model_loaders.bridge.higen import measured_content
 
-        content, picture = measured_content(model, images, vae, clip_vision, similarity, frames)
+        content, picture = measured_content(model, images, vae, similarity, frames, clip_vision)
         return io.NodeOutput(content, picture)
 
 
@@ -208,5 +211,4 @@ class HiGenTemporalReasoning(io.ComfyNode):
         return io.NodeOutput(*temporal_reasoning(model, prior, content))
 
 
-# Not offered yet: a node becomes part of the pack (`NODES`) with the embedded model and the workflows that run it.
-HELD_BACK = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]
+NODES = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]

@@ -3,12 +3,15 @@
 Shapes: B videos, C channels, T frames, H, W latent size.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ...kernels.analysis.content import (
     Content,
     Similarity,
+    amount_features,
     fit_content,
     measured_appearance,
     measured_motion,
@@ -31,8 +34,9 @@ def spatial_reasoning(model: object, width: int, height: int, batch_size: int) -
     """
     config = _model(model)
     plain = without_cues(model, _KEY)
-    _check_multiple(width, height, config)
-    return plain, empty_latent(model.get_model_object("latent_format"), width, height, 1, batch_size)  # type: ignore[attr-defined]
+    latent_format = model.get_model_object("latent_format")  # type: ignore[attr-defined]
+    _check_multiple(width, height, latent_format.spacial_downscale_ratio * 2 ** (len(config.channel_mult) - 1))
+    return plain, empty_latent(latent_format, width, height, 1, batch_size)
 
 
 def temporal_reasoning(model: object, prior: dict[str, Tensor], content: Content) -> tuple[object, dict[str, object]]:
@@ -106,9 +110,8 @@ def _check_noise(noise: Tensor, prior: Tensor, content: Content) -> None:
         raise ValueError(f"There are {len(prior)} spatial priors for {len(noise)} videos: {advice}")
 
 
-def _check_multiple(width: int, height: int, config: HiGenUNetConfig) -> None:
+def _check_multiple(width: int, height: int, factor: int) -> None:
     """Sizes that every level of the network halves evenly, as in training."""
-    factor = 8 * 2 ** (len(config.channel_mult) - 1)
     for name, size in (("width", width), ("height", height)):
         if size % factor:
             below = size // factor * factor
@@ -117,27 +120,36 @@ def _check_multiple(width: int, height: int, config: HiGenUNetConfig) -> None:
 
 
 def measured_content(
-    model: object, images: Tensor, vae: object, clip_vision: object, similarity: Similarity, frames: int
+    model: object,
+    images: Tensor,
+    vae: object,
+    similarity: Similarity | Literal["colours"],
+    frames: int,
+    clip_vision: object = None,
 ) -> tuple[Content, Tensor]:
     """Cues of a clip for a video of `frames` frames (0: as many as the clip has), and a picture of them (1, H, W, 3).
 
     Args:
         model: HiGen; its latent scale is read.
         images: frames (T, H, W, 3) in 0..1.
-        vae, clip_vision: as ComfyUI loads them.
-        similarity: how features are compared.
+        vae: as ComfyUI loads it.
+        similarity: how features of frames are compared; `colours` are features of our own.
         frames: as above.
+        clip_vision: as ComfyUI loads it; makes the features of the other two.
 
     Raises:
-        ValueError: one frame, a VAE of another latent space, or an image encoder without features of whole images.
+        ValueError: one frame, a VAE of another latent space, no image encoder or one without features of whole images.
     """
     config = _model(model)
     if len(images) < 2:
         raise ValueError(f"The clip has {len(images)} frame: motion needs at least 2.")
     pixels = images[..., :3]
+    if similarity == "colours":
+        appearance = measured_appearance(amount_features(pixels), "cosine")
+    else:
+        appearance = measured_appearance(_features(clip_vision, pixels), similarity)
     latents = _encoded(vae, pixels, config.in_channels)
     motion = measured_motion(model.get_model_object("latent_format").process_in(latents))  # type: ignore[attr-defined]
-    appearance = measured_appearance(_features(clip_vision, pixels), similarity)
     content = fit_content(motion, appearance, frames or len(images))
     lowest = min(0.0, float(appearance.min()))
     pictures = [curve_picture(motion), heat_picture(appearance, lowest, 1.0), slice_picture(pixels)]
@@ -158,6 +170,10 @@ def _encoded(vae: object, pixels: Tensor, channels: int) -> Tensor:
 
 def _features(clip_vision: object, pixels: Tensor) -> Tensor:
     """One row of features per frame, (T, D)."""
+    if clip_vision is None:
+        raise ValueError(
+            "No image encoder is connected: use Load CLIP Vision, or similarity 'colours', which needs none."
+        )
     if not hasattr(clip_vision, "encode_image"):
         raise ValueError(f"Found a {type(clip_vision).__name__}, which is no image encoder: use Load CLIP Vision.")
     rows = []

@@ -8,13 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 
-@pytest.fixture(autouse=True)
-def held_back(comfy, monkeypatch):
-    """The nodes that are not offered yet, for these tests alone."""
-    for node in comfy.ours("nodes.higen").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
 @pytest.fixture
 def loaded(comfy):
     """Loads a tiny network from a file of its weights alone; gives MODEL and the network."""
@@ -349,6 +342,20 @@ def test_content_of_a_clip(comfy, loaded, image_vae, image_encoder, clip_of_fram
     assert sampled(comfy, patched, latent).shape == (1, 4, 12, 8, 8)
 
 
+def test_content_by_colours_needs_no_image_encoder(comfy, loaded, image_vae):
+    """A square that doubles its brightness in even steps: similarity falls in a line to 0."""
+    model, _ = loaded("higen")
+    frames = torch.full((9, 64, 64, 3), 0.1)
+    frames[:, 24:40, 24:40, 0] = 0.45 * 2 ** torch.linspace(0, 1, 9)[:, None, None]
+    content, _ = comfy.run(
+        "WeftHiGenContentFromVideo", images=frames, vae=image_vae, model=model, similarity="colours", frames=0
+    )
+    # The grey below the colour is no part of it: 0.35 becomes 0.8, a little more than the double.
+    torch.testing.assert_close(content.appearance[0, [0, 16]], torch.tensor([1.0, 0.35]), rtol=0, atol=0.1)
+    assert float(content.appearance[0, -1]) == 0
+    assert content.frames == 9 and len(content.motion) == 8
+
+
 def test_what_cannot_be_measured_is_refused(comfy, loaded, image_vae, image_encoder, clip_of_frames):
     model, _ = loaded("higen")
     inputs = {"images": clip_of_frames, "vae": image_vae, "clip_vision": image_encoder, "model": model}
@@ -357,6 +364,7 @@ def test_what_cannot_be_measured_is_refused(comfy, loaded, image_vae, image_enco
         ({"images": clip_of_frames[:1]}, "clip has 1 frame: motion needs at least 2"),
         ({"vae": pixel_space}, r"expected \(8, 4, height, width\): use the VAE that belongs to the model"),
         ({"clip_vision": image_vae}, "is no image encoder"),
+        ({"clip_vision": None}, "No image encoder is connected: use Load CLIP Vision, or similarity 'colours'"),
     ):
         with pytest.raises(ValueError, match=message):
             comfy.run("WeftHiGenContentFromVideo", **{**inputs, **changed})

@@ -47,3 +47,13 @@ def test_what_cannot_be_followed_is_named():
     del graph["8"]
     with pytest.raises(Failure, match="0 Save Video nodes"):
         clips(graph)
+
+
+def test_a_video_around_a_picture_has_the_length_of_its_content():
+    graph = load("HiGen text to video")
+    assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, 16))]
+    graph = load("HiGen motion from a reference clip")
+    content = next(node["inputs"] for node in graph.values() if node["class_type"] == "WeftHiGenContentFromVideo")
+    for frames, length in ((12, 12), (0, 16)):
+        content["frames"] = frames
+        assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, length))]
