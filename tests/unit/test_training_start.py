@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from weft.kernels.analysis.content import appearance_matrix
 from weft.kernels.layers.temporal import TemporalAttention
+from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig
 from weft.kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from weft.training.config import DenoiserStart
@@ -84,3 +86,28 @@ def test_gains_of_a_start_multiply_what_is_drawn():
         gain = 8.0 if "positions" in name else gain
         gain = 2.5 if name.endswith("feed_forward.inner.weight") else gain
         torch.testing.assert_close(strong.get_parameter(name), weight * gain, msg=name)
+
+
+def test_a_strong_start_of_higen_reads_words_and_tells_frames_apart():
+    config = HiGenUNetConfig(
+        model_channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_factors=(1,), head_width=4, stem_heads=2,
+        context_width=8, norm_groups=4, text_width=8, resampled_tokens=2, resampler_depth=1, resampler_heads=2,
+    )  # fmt: skip
+    networks = []
+    for settings in ({}, {"temporal": "drawn", "text_gain": 8.0, "position_gain": 5.0, "feed_forward_gain": 2.5}):
+        torch.manual_seed(0)
+        networks.append(HiGenUNet(config))
+        initialize_denoiser(networks[-1], DenoiserStart(**settings))
+    released, strong = networks
+    for part in ("motion_embedding.out", "appearance_embedding.out"):
+        assert not any(weight.any() for weight in released.get_submodule(part).parameters())
+    rows = strong.appearance_embedding(appearance_matrix(4, 0.5))
+    assert (rows[0] - rows[3]).std() > 0.1
+    for name in ("resampler.blocks.0.text1.out.weight", "resampler.blocks.0.text2.out.weight"):
+        torch.testing.assert_close(strong.get_parameter(name), 8.0 * released.get_parameter(name))
+    text = "skeleton.middle.0.attention.spatial.block.text.out.weight"
+    torch.testing.assert_close(strong.get_parameter(text), released.get_parameter(text))
+    inner = "skeleton.middle.0.attention.spatial.block.feed_forward.inner.weight"
+    torch.testing.assert_close(strong.get_parameter(inner), 2.5 * released.get_parameter(inner))
+    clip = torch.randn(1, 4, 3, 4, 4)
+    assert not strong(clip, torch.tensor([5]), torch.randn(1, 3, 8)).any()
