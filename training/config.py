@@ -213,7 +213,10 @@ class DenoiserStart:
         "zero", doc="zero: temporal attention and HiGen's cues have no effect at first; drawn: like every other layer"
     )
     text_gain: float = setting(
-        1.0, above=0, doc="factor on the output of the attention that reads words, where each is one of many at first"
+        1.0, above=0, doc="factor on the output of text attention, in which a word is one of many at first"
+    )
+    text_focus: float = setting(
+        1.0, above=0, doc="factor on the queries of HiGen's resampler, which otherwise read the mean of all words"
     )
     position_gain: float = setting(
         1.0, above=0, doc="factor on what tells frames apart: LVDM's position tables, HiGen's appearance embedding"

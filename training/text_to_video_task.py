@@ -215,14 +215,9 @@ def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
 def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = None) -> None:
     """Start every residual branch at zero and position tables Xavier-uniform, as the released models did.
 
-    Text and temporal attention stand inside a branch: they may start with a strong effect. Words are read by the text
-    attention of LVDM, by the resampler of HiGen.
+    Text and temporal attention stand inside a branch: they may start with a strong effect.
     """
     settings = settings or DenoiserStart()
-    readers = network.resampler if isinstance(network, HiGenUNet) else network
-    for module in readers.modules():
-        if isinstance(module, CrossAttention):
-            module.out.weight.data.mul_(settings.text_gain)
     for module in network.modules():
         if isinstance(module, ResidualBlock):
             _zero(module.conv2)
@@ -233,10 +228,15 @@ def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = Non
         elif isinstance(module, HiGenUNet):
             _zero(module.prior_in)
             _start_cues(module, settings)
+            for reader in module.resampler.modules():
+                if isinstance(reader, CrossAttention):
+                    reader.query.weight.data.mul_(settings.text_focus)
         elif isinstance(module, TemporalAttention) and settings.temporal == "zero":
             _zero(module.out)
         elif isinstance(module, RelativePositions):
             nn.init.xavier_uniform_(module.table.weight, gain=settings.position_gain)
+        elif isinstance(module, CrossAttention):
+            module.out.weight.data.mul_(settings.text_gain)
         elif isinstance(module, FeedForward):
             module.inner.weight.data.mul_(settings.feed_forward_gain)
     _zero(network.get_submodule("conv_out"))

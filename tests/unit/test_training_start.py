@@ -94,7 +94,7 @@ def test_a_strong_start_of_higen_reads_words_and_tells_frames_apart():
         context_width=8, norm_groups=4, text_width=8, resampled_tokens=2, resampler_depth=1, resampler_heads=2,
     )  # fmt: skip
     networks = []
-    for settings in ({}, {"temporal": "drawn", "text_gain": 8.0, "position_gain": 5.0, "feed_forward_gain": 2.5}):
+    for settings in ({}, {"temporal": "drawn", "text_gain": 8.0, "text_focus": 9.0, "position_gain": 5.0}):
         torch.manual_seed(0)
         networks.append(HiGenUNet(config))
         initialize_denoiser(networks[-1], DenoiserStart(**settings))
@@ -105,9 +105,14 @@ def test_a_strong_start_of_higen_reads_words_and_tells_frames_apart():
     assert (rows[0] - rows[3]).std() > 0.1
     for name in ("resampler.blocks.0.text1.out.weight", "resampler.blocks.0.text2.out.weight"):
         torch.testing.assert_close(strong.get_parameter(name), 8.0 * released.get_parameter(name))
-    text = "skeleton.middle.0.attention.spatial.block.text.out.weight"
-    torch.testing.assert_close(strong.get_parameter(text), released.get_parameter(text))
-    inner = "skeleton.middle.0.attention.spatial.block.feed_forward.inner.weight"
-    torch.testing.assert_close(strong.get_parameter(inner), 2.5 * released.get_parameter(inner))
+    queries = "resampler.blocks.0.text1.query.weight"
+    torch.testing.assert_close(strong.get_parameter(queries), 9.0 * released.get_parameter(queries))
+    text = "skeleton.middle.0.attention.spatial.block.text"
+    torch.testing.assert_close(
+        strong.get_parameter(f"{text}.out.weight"), 8.0 * released.get_parameter(f"{text}.out.weight")
+    )
+    torch.testing.assert_close(
+        strong.get_parameter(f"{text}.query.weight"), released.get_parameter(f"{text}.query.weight")
+    )
     clip = torch.randn(1, 4, 3, 4, 4)
     assert not strong(clip, torch.tensor([5]), torch.randn(1, 3, 8)).any()
