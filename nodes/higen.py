@@ -211,4 +211,5 @@ class HiGenTemporalReasoning(io.ComfyNode):
         return io.NodeOutput(*temporal_reasoning(model, prior, content))
 
 
-NODES = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]
+# Not offered yet: a node becomes part of the pack (`NODES`) with the embedded model and the workflows that run it.
+HELD_BACK = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]

@@ -274,6 +274,7 @@ class Pictures:
     """Joint training on images: single frames, which train no temporal layer."""
 
     share: float = setting(0.25, minimum=0, maximum=1, doc="share of steps on single frames; a quarter in the paper")
+    start: int = setting(0, minimum=0, doc="first step with pictures; what texts say of motion is learned before")
     per_clip: int = setting(4, minimum=1, doc="frames taken of each clip in these steps")
     spread: float = setting(
         1.0, minimum=0, maximum=1, doc="share of the clip, around its middle, that they are taken from; 0: the middle"
@@ -297,6 +298,9 @@ class HiGenRecipe:
         1.0,
         minimum=0,
         doc="factor on the gradients of spatial layers, which come from an image model: 0.2 in the paper",
+    )
+    prior_start: int = setting(
+        0, minimum=0, doc="first step with the whole prior; before it is level, so that what texts say is learned first"
     )
     initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
     schedule: Schedule = section(Schedule, doc="noise schedule")

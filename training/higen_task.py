@@ -31,6 +31,7 @@ class HiGenTask(TextToVideoTask):
 
     def __init__(self, recipe: HiGenRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed, frame_features(recipe.cues.features, device))
+        self._whole_prior = True
         for name, parameter in self.unet.named_parameters():
             if recipe.spatial_gradient != 1.0 and not any(part in name for part in NEW_LAYERS):
                 parameter.register_hook(lambda gradient: gradient * recipe.spatial_gradient)
@@ -38,8 +39,12 @@ class HiGenTask(TextToVideoTask):
     def losses(self, batch: Batch, step: int) -> Losses:
         """Those of videos, or of single frames in the recipe's share of the steps."""
         share = self.recipe.pictures.share
-        if int((step + 1) * share) == int(step * share):
-            return super().losses(batch, step)
+        if step < self.recipe.pictures.start or int((step + 1) * share) == int(step * share):
+            self._whole_prior = step >= self.recipe.prior_start
+            try:
+                return super().losses(batch, step)
+            finally:
+                self._whole_prior = True
         mean, logvar, tokens, *_ = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
         count = self.recipe.pictures.per_clip
@@ -71,8 +76,9 @@ class HiGenTask(TextToVideoTask):
         features, motion = extras
         frames = latents.shape[2]
         pairs = measured_appearance(features, self.recipe.cues.similarity)
+        prior = latents[:, :, frames // 2]
         return {
-            "prior": latents[:, :, frames // 2],
+            "prior": prior if self._whole_prior else prior.mean(dim=(2, 3), keepdim=True).expand_as(prior),
             "motion": motion,
             "appearance": similarity_rows(pairs, frames),
         }

@@ -220,10 +220,12 @@ def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = Non
     settings = settings or DenoiserStart()
     for module in network.modules():
         if isinstance(module, ResidualBlock):
-            _zero(module.conv2)
+            # They alone bring HiGen's cues into the features.
+            if settings.temporal == "zero" or not isinstance(network, HiGenUNet):
+                _zero(module.conv2)
         elif isinstance(module, SpaceTimeTransformer | Transformer):
             _zero(module.project_out)
-        elif isinstance(module, TemporalConvolution):
+        elif isinstance(module, TemporalConvolution) and settings.temporal == "zero":
             _zero(module.convs[-1])
         elif isinstance(module, HiGenUNet):
             _zero(module.prior_in)
@@ -243,12 +245,16 @@ def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = Non
 
 
 def _start_cues(network: HiGenUNet, settings: DenoiserStart) -> None:
-    """Rows of similarities are what tells HiGen's frames apart: its temporal attention has no position tables."""
+    """Rows of similarities tell HiGen's frames apart, beside the ends that its temporal convolutions see."""
+    appearance = network.appearance_embedding
     if settings.temporal == "zero":
         _zero(network.motion_embedding.out)
-        _zero(network.appearance_embedding.out)
-    else:
-        network.appearance_embedding.out.weight.data.mul_(settings.position_gain)
+        _zero(appearance.out)
+        return
+    for layer in (appearance.hidden, appearance.out):
+        layer.weight.data.mul_(settings.position_gain)
+    # What similarities lack to one counts: their common part would drown it.
+    appearance.hidden.bias.data.copy_(-appearance.hidden.weight.data.sum(dim=1))
 
 
 def _zero(layer: nn.Module) -> None:

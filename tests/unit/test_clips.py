@@ -50,10 +50,13 @@ def test_what_cannot_be_followed_is_named():
 
 
 def test_a_video_around_a_picture_has_the_length_of_its_content():
-    graph = load("HiGen text to video")
-    assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, 16))]
-    graph = load("HiGen motion from a reference clip")
-    content = next(node["inputs"] for node in graph.values() if node["class_type"] == "WeftHiGenContentFromVideo")
+    graph = load("LVDM text to video")
+    content = {"frames": 12, "images": ["6", 0]}
+    graph["9"] = {"class_type": "WeftHiGenContentFromVideo", "inputs": content}
+    temporal = {"prior": ["4", 0], "content": ["9", 0]}
+    graph["10"] = {"class_type": "WeftHiGenTemporalReasoning", "inputs": temporal}
+    graph["11"] = {"class_type": "KSampler", "inputs": {**graph["5"]["inputs"], "latent_image": ["10", 1]}}
+    graph["7"]["inputs"]["images"] = ["11", 0]
     for frames, length in ((12, 12), (0, 16)):
         content["frames"] = frames
         assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, length))]

@@ -101,8 +101,13 @@ def test_a_strong_start_of_higen_reads_words_and_tells_frames_apart():
     released, strong = networks
     for part in ("motion_embedding.out", "appearance_embedding.out"):
         assert not any(weight.any() for weight in released.get_submodule(part).parameters())
-    rows = strong.appearance_embedding(appearance_matrix(4, 0.5))
-    assert (rows[0] - rows[3]).std() > 0.1
+    # The same picture and text in every frame: what differs between frames is their place in time.
+    seen = []
+    strong.skeleton.middle[0].attention.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    picture, rows = torch.randn(1, 4, 1, 4, 4).expand(-1, -1, 5, -1, -1), appearance_matrix(5, 0.5)[None]
+    strong(picture, torch.tensor([500]), torch.randn(1, 3, 8), appearance=rows)
+    assert seen[0].std(dim=0).mean() > 0.2 * seen[0].std()
+    torch.testing.assert_close(strong.appearance_embedding.hidden(torch.ones(32)), torch.zeros(32), rtol=0, atol=1e-4)
     for name in ("resampler.blocks.0.text1.out.weight", "resampler.blocks.0.text2.out.weight"):
         torch.testing.assert_close(strong.get_parameter(name), 8.0 * released.get_parameter(name))
     queries = "resampler.blocks.0.text1.query.weight"
