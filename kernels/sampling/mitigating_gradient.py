@@ -1,4 +1,4 @@
-"""Mitigating-gradient guidance: frames are drawn towards their predecessors while they are sampled (HARIVO, Algorithm 1).
+"""Mitigating-gradient guidance: neighbouring frames are drawn together while they are sampled (HARIVO, Algorithm 1).
 
 Shapes: B videos, F frames, P = F-1 pairs of neighbours.
 """

@@ -86,6 +86,18 @@ def test_every_second_step_is_on_pictures_and_moves_no_temporal_layer(trainer):
     assert calls == [((4, 4, 4, 4, 4), ["appearance", "motion", "prior"]), ((8, 4, 1, 4, 4), [])]
 
 
+def test_the_prior_is_level_and_there_are_no_pictures_before_their_steps(autoencoder, tmp_path):
+    task, priors = start(recipe_of(autoencoder, "prior_start=2", "pictures.start=4"), tmp_path, CPU).task, []
+    task.unet.register_forward_pre_hook(lambda module, inputs, cues: priors.append(cues.get("prior")), with_kwargs=True)
+    batch = task.batch(torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    for step in range(6):
+        task.losses(batch, step)
+    spread = [None if prior is None else float(prior.std(dim=(2, 3)).max()) for prior in priors]
+    assert spread[0] == pytest.approx(0, abs=1e-6) and spread[1] == pytest.approx(0, abs=1e-6)
+    assert min(spread[2:5]) > 0.01 and spread[5] is None
+    torch.testing.assert_close(priors[0].mean(dim=(2, 3)), priors[2].mean(dim=(2, 3)), rtol=0, atol=0.05)
+
+
 def test_gradients_of_spatial_layers_are_scaled(autoencoder, tmp_path):
     gradients = []
     for index, factor in enumerate((1.0, 0.25)):
