@@ -7,7 +7,7 @@ import pytest
 
 from weft.training.data.captions import parse_caption
 from weft.training.data.moving_shapes import Clip, MovingShapes, MovingShapesConfig, ObjectTrack, animate, render
-from weft.training.data.tracker import score, score_video, track
+from weft.training.data.tracker import score, track
 from weft.training.data.video_files import read_video, write_video
 
 CONFIG = MovingShapesConfig(seed=11)
@@ -205,9 +205,9 @@ def test_no_frames_and_floats_are_refused():
             track(frames)
 
 
-def test_score_video_reads_files_and_names_bad_captions(tmp_path):
+def test_score_reads_files_and_names_bad_captions(tmp_path):
     path = tmp_path / "clip.mp4"
     write_video(path, true_clip(TWO), 8)
-    assert all(astuple(score_video(path, TWO)))
+    assert all(astuple(score(read_video(path)[0], TWO)))
     with pytest.raises(ValueError, match="found 'purple'"):
-        score_video(path, "a purple circle moves left to right over a dark background")
+        score(read_video(path)[0], "a purple circle moves left to right over a dark background")

@@ -9,13 +9,11 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 
 from .captions import BACKGROUNDS, COLOURS, SHAPES, SPEEDS, ClipSpec, ShapeSpec, parse_caption
 from .moving_shapes import BACKGROUND_LEVELS, TRAVEL, UNIT_STEPS, coverage
-from .video_files import read_video
 
 BACKGROUND_SPREAD = 0.12
 """Half of all pixels must be this close to the background, else there is none (noise)."""
@@ -70,12 +68,6 @@ class Score:
     colour_fraction: float
     shape_fraction: float
     direction_fraction: float
-
-
-def score_video(path: Path, caption: str) -> Score:
-    """Score a video file; raises InputError for a caption outside the grammar or a file without frames."""
-    spec = parse_caption(caption)
-    return score(read_video(path)[0], spec)
 
 
 def score(frames: np.ndarray, caption: str | ClipSpec) -> Score:
