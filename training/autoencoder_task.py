@@ -16,7 +16,7 @@ from .discriminator import PatchDiscriminator
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, kl_divergence, to_frames
 from .resampling import initialize_as_resampling
 from .settings import Table
-from .task import Batch, Losses
+from .task import Batch, Losses, RareClips
 
 
 class AutoencoderTask:
@@ -27,6 +27,7 @@ class AutoencoderTask:
         self.device = device
         self.clips, self.held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
         self.clip_count = len(self.clips)
+        self.rare_clips: RareClips | None = None
         self.autoencoder = VideoAutoencoder(recipe.network).to(device)
         if recipe.initialization == "resampling":
             initialize_as_resampling(self.autoencoder)

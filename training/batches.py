@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 
 from .settings import InputError
-from .task import Batch
+from .task import Batch, RareClips
 
 
 class ShuffledClips:
     """All clips once per epoch in a new order; the order is a function of seed and position only."""
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, rare: RareClips | None = None) -> None:
         if count < 1:
             raise InputError("the training set has no clips")
         self.count = count
         self.seed = seed
+        self.rare = rare
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -37,6 +38,14 @@ class ShuffledClips:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
+            if self.rare:
+                others = torch.nonzero(~self.rare.which)[:, 0]
+                positions = epoch * self.count + torch.arange(self.count)
+                replaced = self.rare.which[self._order] & (
+                    torch.rand(self.count, generator=generator) >= self.rare.kept(positions)
+                )
+                drawn = torch.randint(len(others), (self.count,), generator=generator)
+                self._order = torch.where(replaced, others[drawn], self._order)
         return self._order
 
 

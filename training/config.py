@@ -227,6 +227,20 @@ class DenoiserStart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RareCaptions:
+    """Captions that are seldom shown at first.
+
+    Where two words mean opposite ways and are as frequent, no gradient says at first that clips have a way at all.
+    While one is the rule, the way is learned as such, and then that the other word turns it round.
+    """
+
+    containing: tuple[str, ...] = setting((), doc='texts that make a caption one of them, such as ["right to left"]')
+    share: float = setting(0.3, minimum=0, maximum=1, doc="share of them that is shown at first")
+    start: int = setting(0, minimum=0, doc="step from which on more of them are shown")
+    end: int = setting(0, minimum=0, doc="step from which on all of them are shown")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextToVideoRecipe:
     """A text-to-video UNet on the latents of a trained autoencoder."""
 
@@ -238,6 +252,7 @@ class TextToVideoRecipe:
     network: TextToVideoUNetConfig = setting(doc="the UNet")
     text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
     initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")
     diffusion: Diffusion = section(Diffusion, doc="loss")
     optimization: Optimization = setting(doc="optimizer")
@@ -303,6 +318,7 @@ class HiGenRecipe:
         0, minimum=0, doc="first step with the whole prior; before it is level, so that what texts say is learned first"
     )
     initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")
     diffusion: Diffusion = section(Diffusion, doc="loss")
     optimization: Optimization = setting(doc="optimizer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -18,6 +19,23 @@ class Losses(NamedTuple):
     metrics: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class RareClips:
+    """Clips that are mostly replaced by others at first; positions count the clips handed out."""
+
+    which: Tensor
+    """Whether a clip is one of them, (clips,) bool; some are not."""
+    share: float
+    """What is kept of them up to position `start`; from there it rises in a straight line to all of them at `end`."""
+    start: int
+    end: int
+
+    def kept(self, positions: Tensor) -> Tensor:
+        """Share that is kept at each of the positions."""
+        risen = (positions.double() - self.start) / max(1, self.end - self.start)
+        return (self.share + (1.0 - self.share) * risen.clamp(0.0, 1.0)).where(positions < self.end, 1.0)
+
+
 class Task(Protocol):
     """Networks, the batches they learn from, and their losses. Everything random uses torch's global generator."""
 
@@ -27,6 +45,8 @@ class Task(Protocol):
     """Trained beside them and kept in checkpoints only."""
     clip_count: int
     """Clips of the training set."""
+    rare_clips: RareClips | None
+    """Those of them that are seldom shown at first."""
     facts: Table
     """Plain values, kept in checkpoints, that an export needs beside the networks."""
 

@@ -24,7 +24,7 @@ from .first_stage import latent_layout, load_autoencoder
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
-from .task import Batch, Losses
+from .task import Batch, Losses, RareClips
 from .text import open_text_encoder
 from .validate import text_width_key
 
@@ -55,11 +55,13 @@ class TextToVideoTask:
         texts = self.clips.texts(clip_count)
         if not any(texts):
             raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
+        self._rare(texts)
         text = open_text_encoder(recipe.text_encoder, recipe.data, texts)
         self._check_width(text.width)
         self.train_latents = self._encode(self.clips, "train", clip_count)
         self.held_out_latents = self._encode(held_out, "held_out", min(recipe.run.validation_clips, len(held_out)))
         self.clip_count = len(self.train_latents)
+        self.rare_clips = self._find_rare_clips()
 
         self.text_encoder = text.network.to(device)
         self.unet = self._build_network().to(device)
@@ -194,6 +196,26 @@ class TextToVideoTask:
         for key, found, factor in (("frames", data.frames, frames), ("size", data.size, max(sizes))):
             if found % factor:
                 raise RecipeError(f"data.{key}: found {found}, the autoencoder takes multiples of {factor}")
+
+    def _rare(self, captions: list[str]) -> Tensor:
+        """Which captions are seldom shown at first, (captions,) bool; RecipeError when that is none or all of them."""
+        texts = self.recipe.rare.containing
+        for text in texts:
+            if not any(text in caption for caption in captions):
+                raise RecipeError(f"rare.containing: no caption contains {text!r}")
+        which = torch.tensor([any(text in caption for text in texts) for caption in captions])
+        if which.all():
+            raise RecipeError("rare.containing: every caption is one of them, none is left to be shown at first")
+        return which
+
+    def _find_rare_clips(self) -> RareClips | None:
+        rare, run = self.recipe.rare, self.recipe.run
+        per_step = run.batch_size * run.accumulation
+        if not rare.containing:
+            return None
+        return RareClips(
+            self._rare(self.train_latents.captions), rare.share, rare.start * per_step, rare.end * per_step
+        )
 
     def _check_width(self, text_width: int) -> None:
         key = text_width_key(self.recipe)

@@ -103,7 +103,7 @@ class Trainer:
         first, last = self.step, settings.steps if max_steps is None else min(settings.steps, self.step + max_steps)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
         self._write_description()
-        clips = ShuffledClips(self.task.clip_count, self.recipe.seed)
+        clips = ShuffledClips(self.task.clip_count, self.recipe.seed, self.task.rare_clips)
         queue = BatchQueue(self.task.batch, clips, settings.batch_size, self.clips_seen)
         bar = tqdm(total=settings.steps, initial=self.step, desc=self.recipe.task, dynamic_ncols=True)
         self._mark = (time.perf_counter(), self.clips_seen)

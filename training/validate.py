@@ -24,6 +24,10 @@ def validate(recipe: Recipe, name: str) -> None:
             else:
                 _validate_unet(recipe.network)
             _validate_text_and_noise(recipe)
+            if recipe.rare.end < recipe.rare.start:
+                raise RecipeError(
+                    f"rare.end: found {recipe.rare.end}, expected at least rare.start = {recipe.rare.start}"
+                )
     except RecipeError as error:
         raise RecipeError(f"{name}: {error}") from error
 

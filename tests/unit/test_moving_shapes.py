@@ -301,4 +301,4 @@ def test_fading_objects_keep_hue_and_double_at_most():
             assert brightness.max() <= 1
             assert np.ptp(track.colours / brightness[:, None], axis=0).max() < 1e-9
             factors.append(brightness[-1] / brightness[0])
-    assert 0.5 <= min(factors) < 0.55 and 1.8 < max(factors) <= 2
+    assert 1 <= min(factors) < 1.05 and 1.8 < max(factors) <= 2

@@ -66,6 +66,7 @@ def test_impossible_autoencoders(settings, message):
         (["text_encoder.width=32"], "network.context_width: found 16, the text encoder has 32"),
         (["schedule.linear_start=0.02"], "schedule.linear_start: found 0.02, expected less than .* = 0.0155"),
         (["schedule.linear_end=1"], "schedule.linear_end: found 1.0, expected less than 1"),
+        (["rare.start=9", "rare.end=8"], "rare.end: found 8, expected at least rare.start = 9"),
         (["seed=99999999999999999999"], "seed: found 99999999999999999999, expected at most"),
     ],
 )
@@ -104,6 +105,8 @@ def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["data.size=18"], "data.size: found 18, the autoencoder takes multiples of 4"),
         (["network.in_channels=3", "network.out_channels=3"], "network.in_channels: found 3, the autoencoder has 4"),
         (["text_encoder.max_tokens=5"], "text_encoder.max_tokens: found 5, expected at least"),
+        (['rare.containing=["sideways"]'], "rare.containing: no caption contains 'sideways'"),
+        (['rare.containing=["a "]'], "rare.containing: every caption is one of them"),
     ],
 )
 def test_parts_that_do_not_fit_are_found_before_encoding(settings, message, autoencoder, tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ class MovingShapesConfig:
         0.0, minimum=0, maximum=0.9, doc="largest change of a speed, as a share of it, from mid-clip to either end"
     )
     fade: float = setting(
-        0.0, minimum=0, maximum=0.7, doc="largest logarithm of the factor by which objects get brighter or darker"
+        0.0, minimum=0, maximum=0.7, doc="largest logarithm of the factor by which objects get brighter in a clip"
     )
     count: int = setting(30_000, minimum=1, doc="clips in each split")
     seed: int = setting(0, minimum=0, doc="decides every clip together with its split and index")
@@ -117,7 +117,7 @@ def animate(spec: ClipSpec, rng: np.random.Generator, config: MovingShapesConfig
     """Draw all that the caption leaves open: sizes, start positions, exact speeds and shades."""
     radii = rng.uniform(*RADIUS, len(spec.objects)) * config.size
     centres = _draw_paths(spec, radii, rng, config)
-    brightness = np.exp(rng.uniform(-config.fade, config.fade) * _lag(config.frames)) if config.fade else _lag(1) + 1
+    brightness = np.exp(rng.uniform(0, config.fade) * _lag(config.frames)) if config.fade else _lag(1) + 1
     values = FADING_VALUE if config.fade else VALUE
     objects = tuple(
         ObjectTrack(
