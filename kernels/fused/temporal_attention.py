@@ -44,7 +44,7 @@ def temporal_attention(
     elif key_positions is not None:
         # One product per frame of the query, for all pixels and heads at once; here and below without a copy.
         logits.transpose(0, 1).baddbmm_(q.transpose(0, 1), key_positions.transpose(1, 2), alpha=scale)
-    weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
+    weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(v.dtype)
     out = torch.bmm(weights, v)
     if value_positions is not None:
         out.transpose(0, 1).baddbmm_(weights.transpose(0, 1), value_positions)

@@ -19,7 +19,8 @@ from ..layers.chunking import add_residual
 from ..layers.embeddings import Perceptron, sinusoid
 from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
 from ..layers.resnet import ClipNorm, Downsample, ResidualBlock, Step, Upsample
-from ..layers.temporal import TemporalAttention, TemporalConvolution
+from ..layers.temporal import TemporalConvolution
+from ..layers.transformers import TemporalBlock, Transformer
 from .skeleton import Blocks, Skeleton
 
 SIMILARITIES = 32
@@ -131,71 +132,6 @@ class SpatialBlock(nn.Module):
         rows = x.view(-1, channels)
         rows = add_residual(rows, lambda part: self.feed_forward(self.feed_forward_norm(part)), 0, 14 * channels)
         return rows.view_as(x)
-
-
-class TemporalBlock(nn.Module):
-    """Self-attention over frames twice, feed-forward, each pre-norm residual; no positions and no text."""
-
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        operations: type[TorchOperations] = TorchOperations,
-    ) -> None:
-        super().__init__()
-        layer: LayerKeywords = {"dtype": dtype, "device": device}
-        build: BuildKeywords = {**layer, "operations": operations}
-        self.norm1 = operations.LayerNorm(channels, **layer)
-        self.attention1 = TemporalAttention(channels, heads, max_distance=None, **build)
-        self.norm2 = operations.LayerNorm(channels, **layer)
-        self.attention2 = TemporalAttention(channels, heads, max_distance=None, **build)
-        self.feed_forward_norm = operations.LayerNorm(channels, **layer)
-        self.feed_forward = FeedForward(channels, **build)
-
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        """x (B*T, P, C) -> same shape; overwritten unless gradients are recorded."""
-        frames, channels = step.frames, x.shape[2]
-        video = x.unflatten(0, (-1, frames))
-        width = frames * (6 * channels + self.attention1.heads * 2 * frames)
-        video = add_residual(video, lambda part: self.attention1(self.norm1(part)), 2, width)
-        video = add_residual(video, lambda part: self.attention2(self.norm2(part)), 2, width)
-        rows = video.view(-1, channels)
-        rows = add_residual(rows, lambda part: self.feed_forward(self.feed_forward_norm(part)), 0, 14 * channels)
-        return rows.view_as(x)
-
-
-class Transformer(nn.Module):
-    """GroupNorm over frames or clips, projection, one block, projection, residual."""
-
-    def __init__(
-        self,
-        channels: int,
-        inner: int,
-        block: nn.Module,
-        *,
-        clip_norm: bool,
-        groups: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        operations: type[TorchOperations] = TorchOperations,
-    ) -> None:
-        super().__init__()
-        layer: LayerKeywords = {"dtype": dtype, "device": device}
-        self.clip_norm = clip_norm
-        self.norm = ClipNorm(channels, groups=groups, eps=1e-6, operations=operations, **layer)
-        self.project_in = operations.Linear(channels, inner, **layer)
-        self.block = block
-        self.project_out = operations.Linear(inner, channels, **layer)
-
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        """x (B*T, C, H, W) -> same shape."""
-        normal = self.norm(x, step.frames if self.clip_norm else 1)
-        tokens = self.block(self.project_in(normal.permute(0, 2, 3, 1).flatten(1, 2)), step)
-        tokens = self.project_out(tokens)
-        return x + tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class SpaceTimeTransformers(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """A discrete variance-preserving schedule, linear in the square root of beta (LVDM section 3.2).
+    """A discrete variance-preserving schedule, mostly linear in the square root of beta (LVDM section 3.2).
 
     Attributes:
         linear_start, linear_end: first and last beta.
@@ -20,6 +20,7 @@ class NoiseSchedule:
         zero_terminal_snr: stretched so that nothing is left of the signal at the last step (arXiv 2305.08891, alg. 1).
         offset_noise: added to the noise of videos, one draw for each channel and frame, times this.
         prediction: what networks predict on it: the noise, or the velocity sqrt(abar) noise - sqrt(1 - abar) x_0.
+        spacing: whether square roots of betas are equally spaced, or betas (AnimateDiff, HARIVO).
     """
 
     linear_start: float = 0.0015
@@ -28,9 +29,12 @@ class NoiseSchedule:
     zero_terminal_snr: bool = False
     prediction: Literal["noise", "velocity"] = "noise"
     offset_noise: float = 0.0
+    spacing: Literal["roots", "even"] = "roots"
 
     def betas(self) -> Tensor:
         """beta_t, (steps,), before any stretching."""
+        if self.spacing == "even":
+            return torch.linspace(self.linear_start, self.linear_end, self.steps, dtype=torch.float64)
         return torch.linspace(self.linear_start**0.5, self.linear_end**0.5, self.steps, dtype=torch.float64) ** 2
 
     def alphas_cumprod(self) -> Tensor:

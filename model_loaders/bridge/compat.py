@@ -41,7 +41,7 @@ BORROWED = {
     model_sampling: ("EPS", "ModelSamplingDiscrete"),
     ops: ("CastWeightBiasOp", "cast_bias_weight", "disable_weight_init", "uncast_bias_weight"),
     patcher_extension: ("WrapperExecutor", "WrappersMP", "get_all_wrappers"),
-    samplers: ("KSAMPLER",),
+    samplers: ("CFGGuider", "KSAMPLER"),
     sd: ("CLIP", "VAE", "CLIPType", "load_text_encoder_state_dicts"),
     sd1_clip: ("SD1ClipModel", "SD1Tokenizer", "SDClipModel", "SDTokenizer"),
     supported_models_base: ("BASE", "ClipTarget"),
