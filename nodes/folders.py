@@ -6,6 +6,8 @@ from pathlib import Path
 import folder_paths
 
 OWN = "weft"
+MOTION = "animatediff_models"
+"""Where other packs keep motion modules too."""
 EMBEDDED = Path(__file__).resolve().parent.parent / "demo_models"
 
 
@@ -15,6 +17,7 @@ def register() -> None:
     paths = [*configured, os.path.join(folder_paths.models_dir, OWN), str(EMBEDDED)]
     extensions = set(folder_paths.supported_pt_extensions)
     folder_paths.folder_names_and_paths[OWN] = (list(dict.fromkeys(paths)), extensions)
+    folder_paths.add_model_folder_path(MOTION, os.path.join(folder_paths.models_dir, MOTION))
 
 
 def choices(folder: str) -> list[str]:

@@ -5,9 +5,11 @@ what is used of each; a test looks for all of it on the oldest and the newest su
 """
 
 import comfy.conds as conds
+import comfy.controlnet as controlnet
 import comfy.diffusers_convert as diffusers_convert
 import comfy.latent_formats as latent_formats
 import comfy.ldm.modules.attention as attention
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import comfy.model_base as model_base
 import comfy.model_management as model_management
 import comfy.model_patcher as model_patcher
@@ -17,13 +19,16 @@ import comfy.patcher_extension as patcher_extension
 import comfy.samplers as samplers
 import comfy.sd as sd
 import comfy.sd1_clip as sd1_clip
+import comfy.supported_models as supported_models
 import comfy.supported_models_base as supported_models_base
 import comfy.utils as utils
 
 BORROWED = {
     attention: ("optimized_attention",),
     conds: ("CONDNoiseShape", "CONDRegular"),
+    controlnet: ("ControlBase",),
     diffusers_convert: ("convert_vae_state_dict",),
+    openaimodel: ("ResBlock", "SpatialTransformer", "UNetModel", "forward_timestep_embed"),
     latent_formats: ("LatentFormat", "SD15"),
     model_base: ("BaseModel", "ModelType"),
     model_management: (
@@ -39,11 +44,12 @@ BORROWED = {
     ),
     model_patcher: ("CoreModelPatcher", "ModelPatcher"),
     model_sampling: ("EPS", "ModelSamplingDiscrete"),
-    ops: ("CastWeightBiasOp", "cast_bias_weight", "disable_weight_init", "uncast_bias_weight"),
+    ops: ("CastWeightBiasOp", "cast_bias_weight", "disable_weight_init", "manual_cast", "uncast_bias_weight"),
     patcher_extension: ("WrapperExecutor", "WrappersMP", "get_all_wrappers"),
     samplers: ("CFGGuider", "KSAMPLER"),
     sd: ("CLIP", "VAE", "CLIPType", "load_text_encoder_state_dicts"),
     sd1_clip: ("SD1ClipModel", "SD1Tokenizer", "SDClipModel", "SDTokenizer"),
+    supported_models: ("SD15",),
     supported_models_base: ("BASE", "ClipTarget"),
     utils: ("calculate_parameters", "common_upscale", "resize_to_batch_size", "weight_dtype"),
 }

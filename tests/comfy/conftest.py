@@ -131,3 +131,51 @@ def image_vae(comfy):
     vae = VAE(sd=weights)
     assert vae.latent_dim == 2
     return vae
+
+
+def core_model(kind, **config):
+    """A small model of the core with random weights, in float32."""
+    from comfy import supported_models
+    from comfy.model_patcher import ModelPatcher
+
+    described = getattr(supported_models, kind)(config)
+    described.set_inference_dtype(torch.float32, None)
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        model = described.get_model({}, "", device="cpu").eval()
+        for weight in model.parameters():
+            weight.requires_grad_(False).normal_(0.0, 0.1)
+    return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+def stable_diffusion():
+    """Stable Diffusion 1.5 in the widths 32, 32, 64, 64, reading text of width 12."""
+    levels = {"channel_mult": [1, 1, 2, 2], "num_res_blocks": [2, 2, 2, 2], "transformer_depth_middle": 1}
+    levels |= {"transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1] * 9 + [0] * 3}
+    sizes = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "context_dim": 12}
+    sizes |= {"use_spatial_transformer": True, "legacy": False, "use_linear_in_transformer": False}
+    return core_model("SD15", **levels, **sizes, adm_in_channels=None, use_temporal_attention=False)
+
+
+def wan():
+    """Flow, 5-D latents."""
+    sizes = {"dim": 96, "ffn_dim": 64, "num_heads": 2, "num_layers": 1, "text_dim": 12, "freq_dim": 32, "text_len": 8}
+    return core_model("WAN21_T2V", image_model="wan2.1", model_type="t2v", **sizes), (1, 16, 5, 8, 8)
+
+
+def cogvideo():
+    """Velocity and zero terminal SNR, 5-D latents."""
+    sizes = {"num_attention_heads": 3, "attention_head_dim": 64, "time_embed_dim": 32, "text_embed_dim": 12}
+    sizes |= {"num_layers": 1, "sample_width": 8, "sample_height": 8, "sample_frames": 17}
+    return core_model("CogVideoX_T2V", image_model="cogvideox", **sizes), (1, 16, 5, 8, 8)
+
+
+def images():
+    """Noise, frames in the batch."""
+    return stable_diffusion(), (6, 4, 8, 8)
+
+
+@pytest.fixture
+def core_models(comfy: InProcess) -> dict[str, Callable[[], tuple]]:
+    """Makers of small models of the core, each with the shape of a latent."""
+    return {"wan": wan, "cogvideo": cogvideo, "images": images}

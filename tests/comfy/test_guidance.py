@@ -13,43 +13,6 @@ def held_back(comfy, monkeypatch):
         monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
 
 
-def core_model(kind, **config):
-    """A small model of the core with random weights, in float32."""
-    from comfy import supported_models
-    from comfy.model_patcher import ModelPatcher
-
-    described = getattr(supported_models, kind)(config)
-    described.set_inference_dtype(torch.float32, None)
-    torch.manual_seed(0)
-    with torch.inference_mode(False):
-        model = described.get_model({}, "", device="cpu").eval()
-        for weight in model.parameters():
-            weight.requires_grad_(False).normal_(0.0, 0.1)
-    return ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-
-
-def wan():
-    """Flow, 5-D latents."""
-    sizes = {"dim": 96, "ffn_dim": 64, "num_heads": 2, "num_layers": 1, "text_dim": 12, "freq_dim": 32, "text_len": 8}
-    return core_model("WAN21_T2V", image_model="wan2.1", model_type="t2v", **sizes), (1, 16, 5, 8, 8)
-
-
-def cogvideo():
-    """Velocity and zero terminal SNR, 5-D latents."""
-    sizes = {"num_attention_heads": 3, "attention_head_dim": 64, "time_embed_dim": 32, "text_embed_dim": 12}
-    sizes |= {"num_layers": 1, "sample_width": 8, "sample_height": 8, "sample_frames": 17}
-    return core_model("CogVideoX_T2V", image_model="cogvideox", **sizes), (1, 16, 5, 8, 8)
-
-
-def stable_diffusion():
-    """Noise, frames in the batch."""
-    sizes = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1]}
-    sizes |= {"channel_mult": [1, 2], "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1]}
-    sizes |= {"transformer_depth_middle": 1, "context_dim": 12, "use_spatial_transformer": True, "legacy": False}
-    sizes |= {"use_linear_in_transformer": False, "adm_in_channels": None, "use_temporal_attention": False}
-    return core_model("SD15", **sizes), (6, 4, 8, 8)
-
-
 @pytest.fixture
 def run(comfy):
     """Sample by the stock KSampler; what it gives is on the scale of the model."""
@@ -73,17 +36,17 @@ def frames_first(latents):
     return latents.transpose(1, 2) if latents.ndim == 5 else latents[None]
 
 
-@pytest.mark.parametrize("build", [wan, cogvideo, stable_diffusion])
+@pytest.mark.parametrize("build", ["wan", "cogvideo", "images"])
 @pytest.mark.parametrize("form", ["algorithm", "exact"])
-def test_one_step_is_the_guided_prediction(comfy, run, build, form):
+def test_one_step_is_the_guided_prediction(comfy, core_models, run, build, form):
     """Euler from the highest noise level to none returns the prediction, so that the node's effect is all there is."""
     from weft.kernels.sampling.mitigating_gradient import mitigated
 
-    model, shape = build()
+    model, shape = core_models[build]()
     plain = run(model, shape)
     sampling = model.get_model_object("model_sampling")
     sigma = float(sampling.sigma_max)
-    ratio = sigma / (1 - sigma) if build is wan and sigma < 1 else float("inf") if build is wan else sigma
+    ratio = sigma / (1 - sigma) if build == "wan" and sigma < 1 else float("inf") if build == "wan" else sigma
     expected = mitigated(frames_first(plain), 5.0, ratio, form=form)
     patched = comfy.run("WeftMitigatingGradient", model=model, alpha=5.0, form=form)[0]
     found = frames_first(run(patched, shape))
@@ -106,24 +69,24 @@ def test_lvdm_flickers_less(comfy, sample, toy):
     assert flicker(guided[1]) < flicker(guided[0]) < flicker(plain)
 
 
-def test_videos_in_a_batch_do_not_see_each_other(comfy, run):
-    model, shape = stable_diffusion()
+def test_videos_in_a_batch_do_not_see_each_other(comfy, core_models, run):
+    model, shape = core_models["images"]()
     alone = comfy.run("WeftMitigatingGradient", model=model, alpha=40.0)[0]
     both = comfy.run("WeftMitigatingGradient", model=model, alpha=40.0, frames=6)[0]
     single = run(alone, shape, steps=3)
     double = run(both, (12, *shape[1:]), steps=3)
     torch.testing.assert_close(double[:6], single, rtol=1e-4, atol=1e-3)
-    model, shape = wan()
+    model, shape = core_models["wan"]()
     patched = comfy.run("WeftMitigatingGradient", model=model, alpha=40.0)[0]
     torch.testing.assert_close(
         run(patched, (2, *shape[1:]), steps=3)[:1], run(patched, shape, steps=3), rtol=1e-4, atol=1e-3
     )
 
 
-def test_context_windows_are_guided_as_a_whole(comfy, run):
+def test_context_windows_are_guided_as_a_whole(comfy, core_models, run):
     from weft.kernels.sampling.mitigating_gradient import mitigated
 
-    model, _ = wan()
+    model, _ = core_models["wan"]()
     shape = (1, 16, 9, 8, 8)
     windows = {"context_length": 5, "context_overlap": 2, "context_schedule": "standard_static", "dim": 2}
     windowed = comfy.run("ContextWindowsManual", model=model, **windows)[0]
@@ -133,9 +96,9 @@ def test_context_windows_are_guided_as_a_whole(comfy, run):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_it_acts_behind_other_post_cfg_functions(comfy, run):
+def test_it_acts_behind_other_post_cfg_functions(comfy, core_models, run):
     """Whatever is connected after it."""
-    model, shape = wan()
+    model, shape = core_models["wan"]()
 
     def doubled(model):
         patched = model.clone()
@@ -148,8 +111,8 @@ def test_it_acts_behind_other_post_cfg_functions(comfy, run):
 
 
 @pytest.mark.parametrize(("shape", "said"), [((1, 16, 1, 8, 8), "a single frame"), ((1, 4, 8, 8), "a single frame")])
-def test_what_has_no_frames_passes_with_a_line(comfy, run, caplog, shape, said):
-    model, _ = wan() if len(shape) == 5 else stable_diffusion()
+def test_what_has_no_frames_passes_with_a_line(comfy, core_models, run, caplog, shape, said):
+    model, _ = core_models["wan"]() if len(shape) == 5 else core_models["images"]()
     patched = comfy.run("WeftMitigatingGradient", model=model, alpha=40.0)[0]
     with caplog.at_level(logging.WARNING):
         found = run(patched, shape, steps=2)
@@ -157,17 +120,17 @@ def test_what_has_no_frames_passes_with_a_line(comfy, run, caplog, shape, said):
     assert sum(said in record.getMessage() for record in caplog.records) == 1
 
 
-def test_packed_latents_pass_with_a_line(comfy, caplog):
+def test_packed_latents_pass_with_a_line(comfy, core_models, caplog):
     guidance = comfy.ours("model_loaders.bridge.guidance").MitigatingGradient(40.0, "algorithm", False, 0, 99.0, 0.0)
-    model, _ = wan()
+    model, _ = core_models["wan"]()
     packed = torch.randn(1, 1, 77)
     with caplog.at_level(logging.WARNING):
         assert guidance({"denoised": packed, "sigma": torch.tensor([0.5]), "model": model.model}) is packed
     assert "none of frames" in caplog.text
 
 
-def test_range_of_steps(comfy, run):
-    model, shape = wan()
+def test_range_of_steps(comfy, core_models, run):
+    model, shape = core_models["wan"]()
     plain = run(model, shape, steps=4)
     whole, early, none = (
         run(comfy.run("WeftMitigatingGradient", model=model, start_percent=start, end_percent=end)[0], shape, steps=4)
@@ -212,8 +175,8 @@ def test_scale_falls_at_the_papers_place(comfy, toy, sample):
     assert used == [3.0, 3.0]
 
 
-def test_scale_on_lines_for_flow_models(comfy, run):
-    model, shape = wan()
+def test_scale_on_lines_for_flow_models(comfy, core_models, run):
+    model, shape = core_models["wan"]()
     noting, used = scales_used(model)
     scheduled = comfy.run("WeftGuidanceSchedule", model=noting, points="0: 9, 1: 1", between="lines")[0]
     run(scheduled, shape, steps=4)
@@ -225,10 +188,10 @@ def test_scale_on_lines_for_flow_models(comfy, run):
     assert used == pytest.approx([9 - 8 * position for position in positions], abs=0.02)
 
 
-def test_a_scale_of_one_takes_one_branch(comfy, run):
+def test_a_scale_of_one_takes_one_branch(comfy, core_models, run):
     from comfy.patcher_extension import WrappersMP
 
-    model, shape = wan()
+    model, shape = core_models["wan"]()
     rows = []
 
     def count(executor, x, *args, **kwargs):
