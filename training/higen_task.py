@@ -31,7 +31,6 @@ class HiGenTask(TextToVideoTask):
 
     def __init__(self, recipe: HiGenRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed, frame_features(recipe.cues.features, device))
-        self._whole_prior = True
         for name, parameter in self.unet.named_parameters():
             if recipe.spatial_gradient != 1.0 and not any(part in name for part in NEW_LAYERS):
                 parameter.register_hook(lambda gradient: gradient * recipe.spatial_gradient)
@@ -40,11 +39,7 @@ class HiGenTask(TextToVideoTask):
         """Those of videos, or of single frames in the recipe's share of the steps."""
         share = self.recipe.pictures.share
         if step < self.recipe.pictures.start or int((step + 1) * share) == int(step * share):
-            self._whole_prior = step >= self.recipe.prior_start
-            try:
-                return super().losses(batch, step)
-            finally:
-                self._whole_prior = True
+            return super().losses(batch, step)
         mean, logvar, tokens, *_ = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
         count = self.recipe.pictures.per_clip
@@ -72,13 +67,15 @@ class HiGenTask(TextToVideoTask):
         scaled = (mean.float() + self.facts["shift"]) * self.facts["scale"]
         return latents.features(numbers), measured_motion(scaled.transpose(1, 2)).long()
 
-    def _cues(self, latents: Tensor, *extras: Tensor) -> dict[str, Tensor]:
+    def _cues(self, latents: Tensor, step: int | None, *extras: Tensor) -> dict[str, Tensor]:
         features, motion = extras
         frames = latents.shape[2]
         pairs = measured_appearance(features, self.recipe.cues.similarity)
         prior = latents[:, :, frames // 2]
+        if step is not None and step < self.recipe.prior_start:
+            prior = prior.mean(dim=(2, 3), keepdim=True).expand_as(prior)
         return {
-            "prior": prior if self._whole_prior else prior.mean(dim=(2, 3), keepdim=True).expand_as(prior),
+            "prior": prior,
             "motion": motion,
             "appearance": similarity_rows(pairs, frames),
         }

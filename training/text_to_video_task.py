@@ -96,7 +96,7 @@ class TextToVideoTask:
         """
         mean, logvar, tokens, *extras = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        return self._objective(latents, tokens, **self._cues(latents, *extras))
+        return self._objective(latents, tokens, **self._cues(latents, step, *extras))
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
         times = torch.multinomial(self.weights.sqrt(), len(latents), replacement=True)
@@ -125,15 +125,15 @@ class TextToVideoTask:
                 times = torch.full((len(words),), time, device=self.device)
                 clean = self._sample(means, logvars, posterior_noise)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
-                    losses.append(self._loss(networks, clean, words, times, noise, **self._cues(clean, *extras)))
+                    losses.append(self._loss(networks, clean, words, times, noise, **self._cues(clean, None, *extras)))
         return {"loss": float(torch.cat(losses).mean())}
 
     def _extras(self, latents: Latents, numbers: list[int]) -> tuple[Tensor, ...]:
         """What is kept beside the latents of some clips and needed for their cues."""
         return ()
 
-    def _cues(self, latents: Tensor, *extras: Tensor) -> dict[str, Tensor]:
-        """Inputs of the network beside noise and text."""
+    def _cues(self, latents: Tensor, step: int | None, *extras: Tensor) -> dict[str, Tensor]:
+        """Inputs of the network beside noise and text, at a step of the training or (None) after it."""
         return {}
 
     def _loss(

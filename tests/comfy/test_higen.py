@@ -8,13 +8,6 @@ import torch
 from safetensors.torch import save_file
 
 
-@pytest.fixture(autouse=True)
-def held_back(comfy, monkeypatch):
-    """The nodes that are not offered yet, for these tests alone."""
-    for node in comfy.ours("nodes.higen").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
 @pytest.fixture
 def loaded(comfy):
     """Loads a tiny network from a file of its weights alone; gives MODEL and the network."""

@@ -62,13 +62,13 @@ def test_cues_are_those_of_the_clips(trainer):
     task = trainer.task
     mean, logvar, tokens, features, motion = task.batch(torch.tensor([0, 3]), torch.tensor([0, 0]))
     latents = task._sample(mean, logvar, torch.zeros(mean.shape))
-    cues = task._cues(latents, features, motion)
+    cues = task._cues(latents, None, features, motion)
     assert torch.equal(cues["prior"], latents[:, :, 2])
     assert cues["motion"].shape == (2, 3) and cues["motion"].dtype == torch.int64 and (cues["motion"] >= 0).all()
     distance = (latents[0, :, 1] - latents[0, :, 0]).norm() * (7168 / latents[0, :, 0].numel()) ** 0.5
     assert int(cues["motion"][0, 0]) == int(10 * distance)
     assert cues["appearance"].shape == (2, 4, 32)
-    still = task._cues(latents, features[:, :1].expand(-1, 4, -1), motion)
+    still = task._cues(latents, None, features[:, :1].expand(-1, 4, -1), motion)
     torch.testing.assert_close(still["appearance"], torch.ones(2, 4, 32), rtol=0, atol=1e-5)
 
 
