@@ -211,5 +211,4 @@ class HiGenTemporalReasoning(io.ComfyNode):
         return io.NodeOutput(*temporal_reasoning(model, prior, content))
 
 
-# Not offered yet: a node becomes part of the pack (`NODES`) with the embedded model and the workflows that run it.
-HELD_BACK = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]
+NODES = [HiGenSpatialReasoning, HiGenContent, HiGenContentFromVideo, HiGenTemporalReasoning]
