@@ -26,8 +26,8 @@ def loaded(comfy):
             network = kinds[kind]().eval()
             folder = comfy.base / "models" / "diffusion_models"
             folder.mkdir(exist_ok=True)
-            save_file(network.state_dict(), folder / f"{kind}.safetensors")
-        model = comfy.run("WeftLoadDiffusionModel", model_name=f"{kind}.safetensors", dtype="fp32")[0]
+            save_file(network.state_dict(), folder / f"tiny_{kind}.safetensors")
+        model = comfy.run("WeftLoadDiffusionModel", model_name=f"tiny_{kind}.safetensors", dtype="fp32")[0]
         return model, network
 
     return load
