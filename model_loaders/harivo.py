@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,7 +20,7 @@ MOTION = "motion_modules"
 """Role of the network in a checkpoint."""
 LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
 SCHEDULE = NoiseSchedule(0.00085, 0.012, spacing="even")
-SPACINGS = {"linear_equal_spacing": "even", "sqrt_spacing": "roots"}
+SPACINGS: dict[str, Literal["even", "roots"]] = {"linear_equal_spacing": "even", "sqrt_spacing": "roots"}
 LEVELS = 4
 """Of Stable Diffusion 1.5's UNet."""
 _V1_FRAMES = 24
@@ -204,7 +205,7 @@ def _schedule(name: str, metadata: Mapping[str, str]) -> NoiseSchedule:
             f"{', '.join(SPACINGS)} and 'eps'."
         )
     start, end = float(metadata.get("beta_start", 0.00085)), float(metadata.get("beta_end", 0.012))
-    return NoiseSchedule(start, end, spacing="even" if SPACINGS[spacing] == "even" else "roots")
+    return NoiseSchedule(start, end, spacing=SPACINGS[spacing])
 
 
 FAMILY = Family("harivo", _recognise, _read)

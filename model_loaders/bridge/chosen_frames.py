@@ -34,6 +34,7 @@ class ControlNetOnFrames(controlnet.ControlBase):
             )
         self.inner.set_cond_hint(cond_hint, *args, **kwargs)  # type: ignore[attr-defined]
         super().set_cond_hint(cond_hint, *args, **kwargs)
+        self.strength = 1.0  # the inner object applies it
         return self
 
     def copy(self) -> "ControlNetOnFrames":
@@ -85,7 +86,6 @@ class ControlNetOnFrames(controlnet.ControlBase):
         if control is None:
             return before
         full = {key: [_spread(part, at, len(x_noisy)) for part in parts] for key, parts in control.items()}
-        self.strength = 1.0  # the inner object has applied its own
         return self.control_merge(full, before, None)
 
     def _chosen(self, rows: int, branches: int, options: dict) -> tuple[list[int], list[int]]:

@@ -24,6 +24,7 @@ from .compat import (
 from .cues import CUES, Cue
 from .latent import VideoLatentFormat
 from .operations import network_operations
+from .sampling import BETA_SCHEDULES
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ class VideoModelConfig(supported_models_base.BASE):
         self.checkpoint, self.network = checkpoint.without_weights(), component.network
         schedule = checkpoint.schedule
         self.sampling_settings = {
-            "beta_schedule": "linear",
+            "beta_schedule": BETA_SCHEDULES[schedule.spacing],
             "linear_start": schedule.linear_start,
             "linear_end": schedule.linear_end,
             "timesteps": schedule.steps,

@@ -9,7 +9,7 @@ size, N text tokens, D their width.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,12 @@ from .compat import (
     utils,
 )
 from .operations import network_operations
+from .sampling import BETA_SCHEDULES
 
 log = logging.getLogger(__name__)
 _KEY = "weft_motion"
 _FRAMES = "weft_motion_frames"
 _NETWORK = "weft_motion_network"
-_SPACINGS = {"even": "sqrt_linear", "roots": "linear"}
-"""ComfyUI's names of schedules, which say the opposite of what they are."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def _sampling(model: object, schedule: NoiseSchedule) -> object:
 
     sampling = MotionSampling(model.model.model_config)  # type: ignore[attr-defined]
     sampling._register_schedule(
-        beta_schedule=_SPACINGS[schedule.spacing],
+        beta_schedule=BETA_SCHEDULES[schedule.spacing],
         timesteps=schedule.steps,
         linear_start=schedule.linear_start,
         linear_end=schedule.linear_end,
@@ -229,6 +228,8 @@ class _Move:
 
     blocks: Mapping[tuple[str, int], bool]
     joint_norms: bool
+    _said: set[int] = field(default_factory=set)
+    """Lengths of texts that were warned of: once, not at every step."""
 
     def __call__(
         self,
@@ -247,13 +248,22 @@ class _Move:
         if network.mapping is not None:
             x = _mapped(network, x, frames)
         if network.tokens is not None and context is not None:
-            context = _with_tokens(network, context, frames)
+            context = self._with_tokens(network, context, frames)
         patches = dict(options.get("patches") or {})  # type: ignore[call-overload]
         before = list(patches.get("forward_timestep_embed_patch", []))
         kinds = (openaimodel.ResBlock, openaimodel.SpatialTransformer)
         patches["forward_timestep_embed_patch"] = [(kinds, self._handler(network, frames, before)), *before]
         with _joint_norms(executor.class_obj, frames) if self.joint_norms else nullcontext():  # type: ignore[attr-defined]
             return executor(x, timesteps, context, y, control, {**options, "patches": patches}, **conditions)
+
+    def _with_tokens(self, network: MotionNetwork, context: Tensor, frames: int) -> Tensor:
+        """The text of every row (R, N, D) with the tokens of its frame behind it."""
+        assert network.tokens is not None and network.config.tokens is not None
+        needed, found = network.config.tokens.text_tokens, context.shape[1]
+        if found < needed and found not in self._said:
+            self._said.add(found)
+            log.warning("The text has %d tokens, frame tokens are made of %d: none were added.", found, needed)
+        return network.tokens.append(context, frames).to(context.dtype)
 
     def _handler(
         self, network: MotionNetwork, frames: int, before: list[tuple[type, Callable]]
@@ -283,19 +293,6 @@ def _mapped(network: MotionNetwork, x: Tensor, frames: int) -> Tensor:
     latents = x[:, :channels].unflatten(0, (-1, frames)).transpose(1, 2)
     mapped = network.mapping(latents).transpose(1, 2).flatten(0, 1).to(x.dtype)
     return torch.cat([mapped, x[:, channels:]], dim=1)
-
-
-def _with_tokens(network: MotionNetwork, context: Tensor, frames: int) -> Tensor:
-    """The text of every row (R, N, D) with the tokens of its frame behind it."""
-    assert network.tokens is not None and network.config.tokens is not None
-    if context.shape[1] < network.config.tokens.text_tokens:
-        log.warning(
-            "The text has %d tokens, frame tokens are made of %d: none were added.",
-            context.shape[1],
-            network.config.tokens.text_tokens,
-        )
-        return context
-    return network.tokens.append(context, frames).to(context.dtype)
 
 
 @contextmanager

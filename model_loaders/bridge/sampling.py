@@ -17,6 +17,8 @@ from ...kernels.sampling.schedules import (
 )
 from .compat import samplers
 
+BETA_SCHEDULES = {"roots": "linear", "even": "sqrt_linear"}
+"""ComfyUI's names of the two spacings of a schedule, which say the opposite of what they are."""
 StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
