@@ -1,5 +1,6 @@
 """The MODEL as stock nodes patch, merge, save and offload it."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -198,3 +199,12 @@ def peak_bytes(call) -> int:
         live += size
         peak = max(peak, live)
     return peak
+
+
+@pytest.mark.parametrize("spacing", ["roots", "even"])
+def test_a_model_is_sampled_on_the_schedule_of_its_file(comfy, spacing):
+    checkpoint = comfy.ours("model_loaders.checkpoint").read(comfy.base / "models" / "checkpoints" / "toy.safetensors")
+    schedule = dataclasses.replace(checkpoint.schedule, spacing=spacing)
+    model = comfy.ours("model_loaders.bridge.model").make_model(dataclasses.replace(checkpoint, schedule=schedule))
+    sigmas = model.get_model_object("model_sampling").sigmas
+    torch.testing.assert_close(sigmas, schedule.sigmas().float(), rtol=1e-4, atol=1e-5)
