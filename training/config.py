@@ -199,6 +199,11 @@ class Diffusion:
         doc="P2 weighting: power; 0: all times alike, as released; 1: errors of the clip count, not of the noise",
     )
     p2_k: float = setting(1.0, above=0, doc="P2 weighting: signal-to-noise ratio below which the weight stays level")
+    contrast_power: float = setting(
+        0.0,
+        minimum=0,
+        doc="clips count by their contrast in latents to minus this: 1 finds the shapes of faint objects; 0: all alike",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,8 @@ from .validate import text_width_key
 
 VALIDATION_TIMES = range(50, 1000, 100)
 PREVIEW_CLIPS = 32
+LARGEST_WEIGHT = 4.0
+"""Of a clip beside the others of its batch, however faint its objects are."""
 
 
 class TextToVideoTask:
@@ -105,6 +107,7 @@ class TextToVideoTask:
         noise = self._with_offset(torch.randn_like(latents))
         errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
         factors = self.weights.sqrt().mean() * self.weights[times].sqrt()
+        factors = factors * contrast_weights(latents, self.recipe.diffusion.contrast_power)
         return Losses({"denoiser": (factors * errors).mean()}, {"loss": errors.mean()})
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
@@ -232,6 +235,18 @@ def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
     alpha = schedule.alphas_cumprod()
     weights = (k + alpha / (1.0 - alpha)) ** -gamma
     return (weights / weights.mean()).float()
+
+
+def contrast_weights(latents: Tensor, power: float) -> Tensor:
+    """Loss weight of each clip of a batch (B, Z, T, H, W), (B,): its contrast to minus `power`, over the batch's mean.
+
+    Contrast is the largest squared distance of a latent from the clip's median one. Where it is small, so are errors of
+    what is shown: objects over a dark background get their colour, and hardly their shape.
+    """
+    places = latents.flatten(2)
+    contrast = (places - places.median(dim=2, keepdim=True).values).square().sum(dim=1).amax(dim=1)
+    weights = contrast.clamp(min=1e-6) ** -power
+    return (weights / weights.mean()).clamp(max=LARGEST_WEIGHT)
 
 
 def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = None) -> None:

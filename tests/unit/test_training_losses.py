@@ -16,7 +16,7 @@ from weft.training.losses import (
     kl_divergence,
     to_frames,
 )
-from weft.training.text_to_video_task import TextToVideoTask, p2_weights
+from weft.training.text_to_video_task import TextToVideoTask, contrast_weights, p2_weights
 
 
 def test_adaptive_weight_is_the_ratio_of_gradients():
@@ -114,7 +114,7 @@ def test_times_and_factors_share_the_weight():
         return error[times]
 
     task.device, task.networks, task._loss = torch.device("cpu"), {}, loss
-    task.recipe = SimpleNamespace(diffusion=SimpleNamespace(caption_dropout=0.0))
+    task.recipe = SimpleNamespace(diffusion=SimpleNamespace(caption_dropout=0.0, contrast_power=0.0))
     task.facts, task.empty_tokens = {"shift": 0.0, "scale": 1.0}, torch.zeros(3, dtype=torch.long)
     torch.manual_seed(0)
     batch = (torch.zeros(200_000, 1, 1, 1, 1), torch.zeros(200_000, 1, 1, 1, 1), torch.zeros(200_000, 3).long())
@@ -122,3 +122,16 @@ def test_times_and_factors_share_the_weight():
     # A mean over 200,000 draws.
     assert float(found.objectives["denoiser"]) == pytest.approx(float((task.weights * error).mean()), rel=0.01)
     assert drawn[0].float().mean() > 550
+
+
+def test_faint_clips_count_more():
+    """Objects of a quarter of the contrast have four times the weight, up to a limit; without a power all count 1."""
+    clips = torch.full((3, 2, 4, 8, 8), 0.3)
+    for clip, strength in zip(clips, (1.0, 0.5, 1e-4), strict=True):
+        clip[:, :, 2:4, 2:4] += strength
+    weights = contrast_weights(clips[:2], 1.0)
+    assert weights.tolist() == pytest.approx([0.4, 1.6], rel=1e-5)
+    assert contrast_weights(clips, 1.0)[2] <= 4.0
+    assert torch.equal(contrast_weights(clips, 0.0), torch.ones(3))
+    # An even clip has none, and no weight that is not a number.
+    assert contrast_weights(torch.zeros(2, 2, 1, 8, 8), 1.0).isfinite().all()
