@@ -46,7 +46,7 @@ DESCRIPTION = "weft.description"
 # Where save nodes put the descriptions of model, autoencoder and text encoder.
 _DESCRIPTIONS = (DESCRIPTION, f"first_stage_model.{DESCRIPTION}", f"cond_stage_model.{DESCRIPTION}")
 # Networks of ComfyUI that a saved file may hold beside ours, without a description.
-_STOCK = {VAE: "stable diffusion", TEXT_ENCODER: "clip l"}
+_STOCK = {VAE: "stable diffusion", TEXT_ENCODER: "clip"}
 # Where a role's tensors are: in our own files, and in what ComfyUI's save nodes write.
 _PREFIXES = {
     MODEL: ("diffusion_model.", "model.diffusion_model."),
@@ -55,6 +55,7 @@ _PREFIXES = {
         "text_encoder.",
         "cond_stage_model.caption.transformer.",
         "cond_stage_model.clip_l.transformer.",
+        "cond_stage_model.clip_h.transformer.",
     ),
 }
 

@@ -17,8 +17,8 @@ from .unet_layout import RESIDUAL, UNetLayout, count
 
 # Latents of Stable Diffusion, frame by frame.
 LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
-HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity", offset_noise=0.1)
-MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012)
+HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity", offset_noise=0.1, eta=0.0)
+MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012, eta=0.0)
 PREDICTIONS: dict[str, Literal["noise", "velocity"]] = {"epsilon": "noise", "v_prediction": "velocity"}
 STEM_HEADS = 8
 """Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""
@@ -242,7 +242,7 @@ def _schedule(name: str, configuration: str | None) -> NoiseSchedule:
             f"{name}: its scheduler has beta_schedule {kind!r} and prediction_type {prediction!r}, expected "
             f"'scaled_linear' and one of {', '.join(PREDICTIONS)}."
         )
-    return NoiseSchedule(start, end, steps, stretched, PREDICTIONS[prediction])
+    return NoiseSchedule(start, end, steps, stretched, PREDICTIONS[prediction], eta=0.0)
 
 
 FAMILY = Family("higen", _recognise, _read)

@@ -144,7 +144,8 @@ class HiGenContentFromVideo(io.ComfyNode):
                     default=32,
                     min=0,
                     max=4096,
-                    tooltip="Length of the video to make; the clip is stretched to it. 0: the clip's own length.",
+                    tooltip="Length of the video to make: a longer clip is measured at as many frames, a shorter one "
+                    "is stretched. 0: the clip's own length. Released models know 32; others go beyond the paper.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",

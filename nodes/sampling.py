@@ -15,7 +15,7 @@ class ReleaseSampler(io.ComfyNode):
             node_id="WeftReleaseSampler",
             display_name="Release Sampler (Weft)",
             category=CATEGORY,
-            description="Reproduces the sampler that was released with the model, for SamplerCustomAdvanced. LVDM's "
+            description="Reproduces the sampler that was released with the model, for SamplerCustomAdvanced. Its "
             "DDIM starts at timestep 981 of 1000 (50 steps), counts its timesteps from one and ends at the first noise "
             "level instead of zero. All other samplers and schedulers of ComfyUI work with these models as well.",
             search_aliases=["ddim", "lvdm sampler", "ancestral", "weft"],
@@ -37,11 +37,12 @@ class ReleaseSampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "eta",
-                    default=1.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Noise added at every DDIM step: 0 none (as HiGen was released), 1 as LVDM was.",
+                    tooltip="Noise added at every DDIM step: 0 none, 1 as much as ancestral sampling. Below 0: as the "
+                    "model was released, which is 1 for LVDM and 0 for HiGen and ModelScope.",
                 ),
                 io.Float.Input(
                     "denoise",

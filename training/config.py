@@ -176,6 +176,7 @@ class Schedule:
     offset_noise: float = setting(
         0.0, minimum=0, doc="added to the noise: one draw for each channel and frame, times this"
     )
+    eta: float = setting(1.0, minimum=0, maximum=1, doc="noise that Release Sampler adds at each step")
 
     def noise_schedule(self) -> NoiseSchedule:
         """What the kernels, the samplers and exported files know of it."""
@@ -185,6 +186,7 @@ class Schedule:
             zero_terminal_snr=self.zero_terminal_snr,
             prediction=self.prediction,
             offset_noise=self.offset_noise,
+            eta=self.eta,
         )
 
 

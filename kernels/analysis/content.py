@@ -121,14 +121,22 @@ def similarity_rows(appearance: Tensor, frames: int) -> Tensor:
     return F.interpolate(appearance[:, None], (frames, SIMILARITIES), mode="bilinear", align_corners=True)[:, 0]
 
 
+def thinned(count: int, frames: int) -> list[int]:
+    """Numbers of at most `frames` of `count` frames, from the first to the last in steps as even as they can be."""
+    return torch.linspace(0, count - 1, min(count, frames)).round().long().tolist()
+
+
 def fit_content(motion: Tensor, appearance: Tensor, frames: int) -> Content:
-    """Measured cues of a clip (N-1,), (N, N) as those of a video of T frames, read at the same share of the clip.
+    """Measured cues of a clip (N-1,), (N, N) as those of a video of T >= N frames that shows the same.
+
+    Where it takes more steps to move as far, these are smaller.
 
     Raises:
-        ValueError: fewer than two frames.
+        ValueError: fewer than two frames, or fewer than the clip has: measure at `thinned` frames instead.
     """
-    if frames < 2:
-        raise ValueError(f"frames is {frames}: content is what happens between frames, choose at least 2.")
+    if frames < max(2, len(motion) + 1):
+        raise ValueError(f"frames is {frames}: choose at least 2, and at least the {len(motion) + 1} of the clip.")
     steps = F.interpolate(motion[None, None], frames - 1, mode="linear", align_corners=True)[0, 0]
+    steps = steps * len(motion) / (frames - 1)
     rows = similarity_rows(appearance[None], frames)[0]
     return Content(steps.trunc() if len(motion) != frames - 1 else motion, rows)

@@ -299,6 +299,8 @@ class HiGenUNet(SpaceTimeUNet):
     """HiGen's denoiser; one frame is spatial reasoning, several are temporal reasoning (section 3.2)."""
 
     config: HiGenUNetConfig
+    # Without them it knows single frames alone.
+    video_cues = ("prior", "motion", "appearance")
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class NoiseSchedule:
         offset_noise: added to the noise of videos, one draw for each channel and frame, times this.
         prediction: what networks predict on it: the noise, or the velocity sqrt(abar) noise - sqrt(1 - abar) x_0.
         spacing: whether square roots of betas are equally spaced, or betas (AnimateDiff, HARIVO).
+        eta: noise that the released DDIM adds at each step, 0 to 1.
     """
 
     linear_start: float = 0.0015
@@ -30,6 +31,7 @@ class NoiseSchedule:
     prediction: Literal["noise", "velocity"] = "noise"
     offset_noise: float = 0.0
     spacing: Literal["roots", "even"] = "roots"
+    eta: float = 1.0
 
     def betas(self) -> Tensor:
         """beta_t, (steps,), before any stretching."""

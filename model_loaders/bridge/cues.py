@@ -5,6 +5,7 @@ Shapes: B videos, T frames, S = T-1 steps from frame to frame, C channels, H, W 
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from .compat import conds, patcher_extension
@@ -49,17 +50,26 @@ class FrameCue(Cue):
         return self.at(frames if anchor is None or anchor < 0 else [anchor, *frames])
 
     def at(self, frames: list[int]) -> "FrameCue":
-        """For some of the frames."""
-        return self._copy_with(self.cond[:, frames])
+        """For some of the frames.
+
+        Raises:
+            ValueError: a single one, of which the network would make a picture.
+        """
+        if len(frames) < 2:
+            raise ValueError("A context window or an area in time has one frame: give it at least two, else no video.")
+        return self._copy_with(self._taken(frames))
+
+    def _taken(self, frames: list[int]) -> Tensor:
+        return self.cond[:, frames]
 
 
 class StepCue(FrameCue):
     """A value for each step, (B, S)."""
 
-    def at(self, frames: list[int]) -> "StepCue":
-        """For some of the frames: the steps that begin at them, but for the last."""
-        starts = [min(frame, self.cond.shape[1] - 1) for frame in frames]
-        return self._copy_with(self.cond[:, starts[:-1] or starts])
+    def _taken(self, frames: list[int]) -> Tensor:
+        """All steps from one frame to the next together; the last one where time begins anew."""
+        pairs = zip(frames, frames[1:], strict=False)
+        return torch.stack([self.cond[:, a:b].sum(1) if b > a else self.cond[:, -1] for a, b in pairs], 1)
 
 
 def with_cues(model: object, key: str, make: Callable[[Tensor], Mapping[str, conds.CONDRegular]]) -> object:

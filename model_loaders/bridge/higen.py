@@ -3,6 +3,7 @@
 Shapes: B videos, C channels, T frames, H, W latent size.
 """
 
+import logging
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from ...kernels.analysis.content import (
     fit_content,
     measured_appearance,
     measured_motion,
+    thinned,
 )
 from ...kernels.analysis.pictures import curve_picture, heat_picture, side_by_side, slice_picture
 from ...kernels.networks.higen import HiGenUNetConfig
@@ -23,7 +25,10 @@ from .cues import FrameCue, PictureCue, StepCue, with_cues, without_cues
 from .latent import empty_latent
 from .model import VideoModel
 
+log = logging.getLogger(__name__)
 _KEY = "weft_higen"
+LEAST_SIMILARITY = -1.0
+"""Of frames in a clip, as far as models know it: 5 cos - 4 of CLIP features is rarely below 0."""
 
 
 def spatial_reasoning(model: object, width: int, height: int, batch_size: int) -> tuple[object, dict[str, object]]:
@@ -35,7 +40,7 @@ def spatial_reasoning(model: object, width: int, height: int, batch_size: int) -
     config = _model(model)
     plain = without_cues(model, _KEY)
     latent_format = model.get_model_object("latent_format")  # type: ignore[attr-defined]
-    _check_multiple(width, height, latent_format.spacial_downscale_ratio * 2 ** (len(config.channel_mult) - 1))
+    _check_multiple(width, height, _multiple(config, latent_format.spacial_downscale_ratio))
     return plain, empty_latent(latent_format, width, height, 1, batch_size)
 
 
@@ -54,6 +59,9 @@ def temporal_reasoning(model: object, prior: dict[str, Tensor], content: Content
     config = _model(model)
     picture = _picture(prior["samples"], config)
     latent_format = model.get_model_object("latent_format")  # type: ignore[attr-defined]
+    pixels = latent_format.spacial_downscale_ratio
+    height, width = (size * pixels for size in picture.shape[2:])
+    _check_multiple(width, height, _multiple(config, pixels), "the picture's ", "; scale or crop it before VAE Encode")
     scaled = latent_format.process_in(picture)
 
     def cues(noise: Tensor) -> dict[str, conds.CONDRegular]:
@@ -67,8 +75,7 @@ def temporal_reasoning(model: object, prior: dict[str, Tensor], content: Content
 
     shape = (len(picture), picture.shape[1], content.frames, *picture.shape[2:])
     samples = torch.zeros(shape, device=model_management.intermediate_device())
-    factor = latent_format.spacial_downscale_ratio
-    latent = {"samples": samples, "downscale_ratio_spacial": factor, "downscale_ratio_temporal": 1}
+    latent = {"samples": samples, "downscale_ratio_spacial": pixels, "downscale_ratio_temporal": 1}
     return with_cues(model, _KEY, cues), latent
 
 
@@ -87,7 +94,8 @@ def _picture(samples: Tensor, config: HiGenUNetConfig) -> Tensor:
         if samples.shape[2] != 1:
             raise ValueError(
                 f"The spatial prior has {samples.shape[2]} frames, expected one: connect the latent of HiGen Spatial "
-                "Reasoning or of an encoded image, or take a frame with LatentCut."
+                "Reasoning or of an encoded image, or take a frame with LatentCut. Several pictures are encoded one by "
+                "one and joined by Latent Batch."
             )
         samples = samples[:, :, 0]
     if samples.ndim != 4 or samples.shape[1] != config.in_channels:
@@ -110,13 +118,17 @@ def _check_noise(noise: Tensor, prior: Tensor, content: Content) -> None:
         raise ValueError(f"There are {len(prior)} spatial priors for {len(noise)} videos: {advice}")
 
 
-def _check_multiple(width: int, height: int, factor: int) -> None:
-    """Sizes that every level of the network halves evenly, as in training."""
+def _multiple(config: HiGenUNetConfig, pixels: int) -> int:
+    """Sizes in pixels, so many to a latent, that every level of the network halves evenly, as in training."""
+    return pixels * 2 ** (len(config.channel_mult) - 1)
+
+
+def _check_multiple(width: int, height: int, factor: int, whose: str = "", advice: str = "") -> None:
     for name, size in (("width", width), ("height", height)):
         if size % factor:
             below = size // factor * factor
             near = " or ".join(str(value) for value in (below, below + factor) if value)
-            raise ValueError(f"{name} is {size}, HiGen takes multiples of {factor}: choose {near}.")
+            raise ValueError(f"{whose}{name} is {size}, HiGen takes multiples of {factor}: choose {near}{advice}.")
 
 
 def measured_content(
@@ -134,7 +146,7 @@ def measured_content(
         images: frames (T, H, W, 3) in 0..1.
         vae: as ComfyUI loads it.
         similarity: how features of frames are compared; `colours` are features of our own.
-        frames: as above.
+        frames: as above; a longer clip is measured at as many of its frames, a shorter one is stretched.
         clip_vision: as ComfyUI loads it; makes the features of the other two.
 
     Raises:
@@ -143,22 +155,32 @@ def measured_content(
     config = _model(model)
     if len(images) < 2:
         raise ValueError(f"The clip has {len(images)} frame: motion needs at least 2.")
-    pixels = images[..., :3]
+    if frames == 1:
+        raise ValueError("frames is 1: content is what happens between frames, choose at least 2, or 0 for all.")
+    frames = frames or len(images)
+    pixels = images[thinned(len(images), frames), :, :, :3].cpu()
     if similarity == "colours":
         appearance = measured_appearance(amount_features(pixels), "cosine")
     else:
         appearance = measured_appearance(_features(clip_vision, pixels), similarity)
+    lowest = min(0.0, float(appearance.min()))
+    if lowest < LEAST_SIMILARITY:
+        log.warning(
+            "HiGen Content From Video: similarities fall to %.1f, models know about 0 to 1: the clip has cuts, or the "
+            "image encoder does not go with '%s' ('released' is for CLIP, 'cosine' for DINO).",
+            lowest,
+            similarity,
+        )
     latents = _encoded(vae, pixels, config.in_channels)
     motion = measured_motion(model.get_model_object("latent_format").process_in(latents))  # type: ignore[attr-defined]
-    content = fit_content(motion, appearance, frames or len(images))
-    lowest = min(0.0, float(appearance.min()))
+    content = fit_content(motion, appearance, frames)
     pictures = [curve_picture(motion), heat_picture(appearance, lowest, 1.0), slice_picture(pixels)]
     return content, side_by_side(pictures)[None]
 
 
 def _encoded(vae: object, pixels: Tensor, channels: int) -> Tensor:
     """Latents of single frames, (T, C, H, W)."""
-    latents = torch.cat([vae.encode(frame[None]) for frame in pixels])  # type: ignore[attr-defined]
+    latents = torch.cat([vae.encode(frame[None]).cpu() for frame in pixels])  # type: ignore[attr-defined]
     latents = latents[:, :, 0] if latents.ndim == 5 else latents
     if latents.ndim != 4 or latents.shape[:2] != (len(pixels), channels):
         raise ValueError(
@@ -184,5 +206,5 @@ def _features(clip_vision: object, pixels: Tensor) -> Tensor:
             raise ValueError(
                 f"The image encoder gives no feature row per image ({found}): use CLIP ViT-H, another CLIP, or DINO."
             )
-        rows.append(features)
+        rows.append(features.cpu())
     return torch.cat(rows).float()

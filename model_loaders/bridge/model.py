@@ -43,6 +43,7 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
         ) -> None:
             super().__init__(config, dtype=dtype, device=device, operations=network_operations(operations))
             self.dtype = dtype
+            self.control_was_given = False
 
         def forward(
             self,
@@ -55,6 +56,9 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
         ) -> Tensor:
             """x (B, C, T, H, W), timesteps (B,) -> prediction like the latent; calls DIFFUSION_MODEL wrappers."""
             options = transformer_options or {}
+            if control is not None and not self.control_was_given:
+                self.control_was_given = True  # said once, not at every step
+                log.warning("%s takes no ControlNet: it has no effect.", network.__name__)
             kind = patcher_extension.WrappersMP.DIFFUSION_MODEL
             wrappers = patcher_extension.get_all_wrappers(kind, options)
             executor = patcher_extension.WrapperExecutor.new_class_executor(self._network_forward, self, wrappers)
@@ -126,12 +130,19 @@ class VideoModel(model_base.BaseModel):
                 f"The text has width {text.shape[-1]}, this model was made for {width}: encode the prompt with the "
                 f"CLIP that belongs to {self.checkpoint.name}."
             )
-        elif text is not None and hasattr(self.diffusion_model, "encode_text"):
-            # The same at every step: once per run, and of one length whatever the prompt's.
+        elif text is not None and hasattr(self.diffusion_model, "encode_text") and not kwargs.get("hooks"):
+            # The same at every step: once per run, and of one length whatever the prompt's. Hooks change weights later.
             tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
             out["text_tokens"] = Cue(tokens)
             out.pop("c_crossattn", None)
-        out.update(kwargs.get(CUES, {}))
+        cues = kwargs.get(CUES, {})
+        missing = [name for name in getattr(self.diffusion_model, "video_cues", ()) if name not in cues]
+        if missing and kwargs["noise"].shape[2] > 1:
+            raise ValueError(
+                f"{self.checkpoint.name} makes videos around a picture, and was given none: sample the MODEL of HiGen "
+                "Temporal Reasoning (Weft); without it this model makes single frames."
+            )
+        out.update(cues)
         level = kwargs.get("noise_level")
         if level is not None:
             out["noise_level"] = conds.CONDRegular(self._checked_level(torch.as_tensor(level).reshape(-1)))

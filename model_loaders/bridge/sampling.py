@@ -44,7 +44,7 @@ class ReleaseSampler(samplers.KSAMPLER):
         **kwargs: object,
     ) -> Tensor:
         """Noise (B, C, T, H, W) of videos is shifted by what a frame's pixels share, where the release did so."""
-        if self.offset_noise and noise.shape[2] > 1 and self.max_denoise(model_wrap, sigmas):
+        if self.offset_noise and noise.shape[2] > 1 and noise.any() and self.max_denoise(model_wrap, sigmas):
             shared = _noise_like(noise[..., :1, :1], extra_args.get("seed"), stream=2)(sigmas[0], sigmas[0])
             noise = noise + self.offset_noise * shared
         return super().sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
@@ -63,7 +63,7 @@ def release_sampler(
         schedule: of the model.
         kind: "ddim", or "ancestral" for all steps of the schedule.
         steps: DDIM steps.
-        eta: 0 for deterministic DDIM, 1 for as much noise as ancestral sampling.
+        eta: 0 for deterministic DDIM, 1 for as much noise as ancestral sampling; below 0 for that of the release.
         denoise: share of the walk that is done, from its end; 1 for all.
 
     Raises:
@@ -74,7 +74,7 @@ def release_sampler(
             "This model's schedule ends at pure noise, which 'ancestral' cannot start from: choose 'ddim'."
         )
     sigmas = ancestral_sigmas(schedule) if kind == "ancestral" else ddim_sigmas(schedule, steps)
-    step = _ancestral if kind == "ancestral" else partial(_ddim, eta)
+    step = _ancestral if kind == "ancestral" else partial(_ddim, schedule.eta if eta < 0 else eta)
     kept = max(1, round((len(sigmas) - 1) * denoise))
     return ReleaseSampler(step, float(sigmas[0]), float(sigmas[-1]), schedule.offset_noise), sigmas[
         -(kept + 1) :

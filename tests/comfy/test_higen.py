@@ -75,8 +75,8 @@ def conditioning(kind):
 
 
 def release(comfy, model, latent, guidance=12.0, steps=20):
-    """Samples by Release Sampler with classifier-free guidance and no added noise."""
-    sampler, sigmas = comfy.run("WeftReleaseSampler", model=model, kind="ddim", steps=steps, eta=0.0)
+    """Samples by Release Sampler as released, which adds no noise, with classifier-free guidance."""
+    sampler, sigmas = comfy.run("WeftReleaseSampler", model=model, kind="ddim", steps=steps)
     guider = comfy.run(
         "CFGGuider", model=model, positive=conditioning("yes"), negative=conditioning("no"), cfg=guidance
     )[0]
@@ -221,6 +221,45 @@ def test_cues_follow_context_windows(comfy, loaded, causal_window_fix):
     assert {motion[-1] for _, motion, _ in seen} >= {200, 600}
 
 
+def test_skipped_frames_add_their_motion(comfy):
+    """Windows with a stride, an anchor in front, and a loop that begins anew."""
+    cue = comfy.ours("model_loaders.bridge.cues").StepCue(torch.tensor([[1, 2, 3, 4, 5]]))
+    assert cue.at([0, 2, 4]).cond.tolist() == [[3, 7]]
+    assert cue.at([0, 3, 4]).cond.tolist() == [[6, 4]]
+    assert cue.at([4, 5, 0, 1]).cond.tolist() == [[5, 5, 1]]
+    with pytest.raises(ValueError, match="has one frame: give it at least two"):
+        cue.at([2])
+
+
+def test_a_video_needs_its_picture(comfy, loaded):
+    model, _ = loaded("higen")
+    for plain in (model, comfy.run("WeftHiGenSpatialReasoning", model=model, width=64, height=64)[0]):
+        with pytest.raises(ValueError, match="makes videos around a picture, and was given none: sample the MODEL of"):
+            sampled(comfy, plain, {"samples": torch.zeros(1, 4, 6, 8, 8)})
+
+
+def test_hooks_reach_the_resampler(comfy, loaded):
+    """A LoRA on one prompt changes weights while sampling, after texts would have been resampled."""
+    model, _ = loaded("higen")
+    plain, latent = comfy.run("WeftHiGenSpatialReasoning", model=model, width=64, height=64)
+    lora = {f"diffusion_model.resampler.project_in.lora_{side}.weight": torch.randn(shape) for side, shape in (
+        ("up", (128, 4)), ("down", (4, 20)))}  # fmt: skip
+    folder = comfy.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    save_file(lora, folder / "resampler.safetensors")
+    hooks = comfy.run("CreateHookLora", lora_name="resampler.safetensors", strength_model=1.0, strength_clip=0.0)[0]
+    hooked = [[TEXTS["yes"], {"hooks": hooks}]]
+    assert (sampled(comfy, plain, latent, positive=hooked) - sampled(comfy, plain, latent)).abs().max() > 0.1
+
+
+def test_a_control_net_is_said_to_have_no_effect(comfy, loaded, caplog):
+    model, network = loaded("higen")
+    x, text = torch.randn(1, 4, 1, 8, 8), torch.randn(1, 7, 20)
+    for _ in range(2):
+        model.model.apply_model(x, torch.tensor([1.0]), c_crossattn=text, control={"middle": []})
+    assert caplog.text.count("HiGenUNet takes no ControlNet: it has no effect") == 1
+
+
 def test_text_is_resampled_once_and_one_frame_runs_no_temporal_layer(comfy, loaded):
     from weft.kernels.layers.temporal import TemporalAttention, TemporalConvolution
 
@@ -252,6 +291,7 @@ def test_text_is_resampled_once_and_one_frame_runs_no_temporal_layer(comfy, load
         ((1, 4, 3, 8, 8), "spatial prior has 3 frames, expected one"),
         ((1, 16, 8, 8), r"spatial prior has shape \(1, 16, 8, 8\), expected \(videos, 4"),
         ((4, 8, 8), r"spatial prior has shape \(4, 8, 8\)"),
+        ((1, 4, 7, 8), "the picture's height is 56, HiGen takes multiples of 16: choose 48 or 64; scale or crop it"),
     ],
 )
 def test_a_prior_that_is_no_picture_is_refused(comfy, loaded, prior, message):
@@ -334,6 +374,9 @@ def test_content_of_a_clip(comfy, loaded, image_vae, image_encoder, clip_of_fram
     released, _ = comfy.run("WeftHiGenContentFromVideo", **inputs, similarity="released")
     torch.testing.assert_close(released.appearance, 5 * content.appearance - 4, rtol=0, atol=1e-5)
     assert plot.shape[0] == 1 and plot.shape[3] == 3 and 0 <= plot.min() and plot.max() <= 1
+    # Fewer frames than the clip has: measured between those that are taken, so that no jump is lost.
+    shorter, _ = comfy.run("WeftHiGenContentFromVideo", **{**inputs, "frames": 4}, similarity="cosine")
+    assert shorter.motion.tolist() == [0, float(content.motion[3]), 0]
     longer, _ = comfy.run("WeftHiGenContentFromVideo", **{**inputs, "frames": 12}, similarity="cosine")
     assert longer.frames == 12
     patched, latent = comfy.run(
@@ -416,3 +459,8 @@ def test_a_whole_pipeline_in_the_layout_of_diffusers(comfy, pipeline):
     frames = comfy.run("VAEDecode", samples={"samples": video}, vae=found_vae)[0]
     decoded = vae.decode(video[0].transpose(0, 1).float()).sample.movedim(1, -1).clamp(-1, 1) / 2 + 0.5
     torch.testing.assert_close(frames, decoded, rtol=0, atol=2e-3)
+    # Saved as one file and loaded again, it knows the same words.
+    comfy.run("CheckpointSave", model=model, clip=clip, vae=found_vae, filename_prefix="whole")
+    _, again, _ = comfy.run("WeftLoadCheckpoint", checkpoint=comfy.saved("checkpoints", "whole"))
+    torch.testing.assert_close(comfy.run("CLIPTextEncode", clip=again, text="a dog")[0][0][0], encoded[0][0])
+    (comfy.base / "models" / "checkpoints" / "whole.safetensors").unlink()

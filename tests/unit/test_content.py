@@ -10,6 +10,7 @@ from weft.kernels.analysis.content import (
     fit_content,
     measured_appearance,
     measured_motion,
+    thinned,
 )
 from weft.kernels.analysis.pictures import curve_picture, heat_picture, side_by_side, slice_picture
 from weft.kernels.sampling.curves import Curve, parse_curve
@@ -104,15 +105,23 @@ def test_measured_appearance():
     torch.testing.assert_close(measured_appearance(features, "released"), 5 * cosine - 4, rtol=0, atol=1e-6)
 
 
-def test_a_clip_of_another_length_is_stretched():
+def test_a_shorter_clip_is_stretched():
+    """It moves as far, in more and smaller steps."""
     motion, appearance = torch.tensor([100.0, 300.0]), appearance_matrix(32, 1.0)[[0, 15, 31]][:, [0, 15, 31]]
-    content = fit_content(motion, appearance, 4)
-    assert content.motion.tolist() == [100, 200, 300] and content.appearance.shape == (4, 32)
+    content = fit_content(motion, appearance, 5)
+    assert content.motion.tolist() == [50, 83, 116, 150] and content.appearance.shape == (5, 32)
     torch.testing.assert_close(content.appearance[0, [0, -1]], appearance[0, [0, -1]])
     # A whole clip of the right length is taken as it is.
     whole = fit_content(torch.arange(31.0) + 0.0, appearance_matrix(32, 0.3), 32)
     torch.testing.assert_close(whole.appearance, appearance_matrix(32, 0.3))
     assert torch.equal(whole.motion, torch.arange(31.0))
+
+
+def test_a_longer_clip_is_thinned():
+    """From the first frame to the last, evenly; reading its motion at fewer places would miss what happens between."""
+    assert thinned(63, 32) == list(range(0, 63, 2)) and thinned(9, 3) == [0, 4, 8] and thinned(4, 8) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="frames is 5: choose at least 2, and at least the 8 of the clip"):
+        fit_content(torch.zeros(7), torch.ones(8, 8), 5)
 
 
 def test_pictures():
