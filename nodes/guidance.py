@@ -127,5 +127,4 @@ class GuidanceSchedule(io.ComfyNode):
         return io.NodeOutput(guidance_schedule(model, points, between == "steps"))
 
 
-# Not offered yet: a node becomes part of the pack (`NODES`) with the workflows that run it.
-HELD_BACK = [MitigatingGradientGuidance, GuidanceSchedule]
+NODES = [MitigatingGradientGuidance, GuidanceSchedule]

@@ -93,9 +93,10 @@ def _randomise(network) -> None:
 
 @pytest.fixture(scope="session")
 def server_base(tmp_path_factory: pytest.TempPathFactory, toy_models: Path) -> Path:
-    """The user folders of the test server, with the small models among its checkpoints."""
+    """The user folders of the test server: small models among its checkpoints, small stand-ins of downloads."""
     base = tmp_path_factory.mktemp("server")
     shutil.copytree(toy_models, base / "models" / "checkpoints")
+    shutil.copytree(ROOT / "tests" / "data" / "stand_ins", base / "custom_nodes" / "stand_ins")
     return base
 
 

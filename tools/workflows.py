@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
-import tomllib
 from playwright.sync_api import Page, sync_playwright
 
 from .comfyui import NEWEST, ComfyUI
 from .console import Failure, say
+from .downloads import beside
 from .server import Server, running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,9 +75,9 @@ def canvas(server: Server, chromium: str) -> Iterator[tuple[Page, list[str]]]:
             browser.close()
 
 
-def build(page: Page, name: str, api: dict[str, dict], beside: dict) -> dict:
-    """Return the UI workflow of an API graph; `beside` holds `notes` (title, text) and `models` by node id."""
-    given = {"notes": beside.get("notes", []), "models": beside.get("models", {})}
+def build(page: Page, name: str, api: dict[str, dict], additions: dict) -> dict:
+    """Return the UI workflow of an API graph with the `notes` and `models` that `downloads.beside` gives."""
+    given = {"notes": additions.get("notes", []), "models": additions.get("models", {})}
     workflow = json.loads(page.evaluate(BUILD, {"api": api, "name": name, **given}))
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow["extra"].pop("ds", None)  # without a saved view, the frontend shows the whole graph
@@ -123,12 +123,10 @@ def main() -> int:
     if not source.is_file():
         raise Failure(f"there is no {source}")
     api = json.loads(source.read_text(encoding="utf-8"))
-    sidecar = source.with_suffix(".toml")
-    beside = tomllib.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
     with tempfile.TemporaryDirectory() as base:
         comfyui = ComfyUI(folder.resolve(), Path(sys.executable))
         with running(comfyui, Path(base), ROOT, log=Path(base, "log")) as server, canvas(server, chromium) as (page, _):
-            workflow = build(page, options.name, api, beside)
+            workflow = build(page, options.name, api, beside(source))
     written = WORKFLOWS / source.name
     written.write_text(json.dumps(workflow, indent=2) + "\n", encoding="utf-8")
     say(str(written))

@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..kernels.analysis.content import amount_features, measured_appearance
+from ..kernels.analysis.flicker import flicker
 from .data.captions import ClipSpec, parse_caption
 from .data.folder import read_captions
 from .data.tracker import Tracked, agreement, track
@@ -45,7 +46,8 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
 def _measure(video: Path, caption: str) -> dict[str, float]:
     """The scores of a video, how far its objects travel and how much their amount of colour changes, end to end.
 
-    With a picture beside the video, which it was made around: PSNR (dB) of the frame that is nearest to it.
+    From three frames on its flicker, in levels of 0 to 255. With a picture beside the video, which it was made around:
+    PSNR (dB) of the frame that is nearest to it.
     """
     spec, frames = parse_caption(caption), read_video(video)[0]
     found = track(frames)
@@ -53,6 +55,8 @@ def _measure(video: Path, caption: str) -> dict[str, float]:
     size = frames.shape[2], frames.shape[1]
     travels = [float(np.linalg.norm((item.centres[-1] - item.centres[0]) / size)) for item in found.objects]
     measures = {"travel": float(np.mean(travels or [0.0])), "change": 1 - float(appearance[0, -1])}
+    if len(frames) > 2:
+        measures["flicker"] = float(flicker(torch.from_numpy(frames).float()))
     picture = video.with_suffix(".png")
     if picture.exists():
         measures["picture_psnr"] = max(_psnr(frame, _read_picture(picture, frame.shape)) for frame in frames)

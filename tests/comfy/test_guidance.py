@@ -6,13 +6,6 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def held_back(comfy, monkeypatch):
-    """The nodes that are not offered yet, for these tests alone."""
-    for node in comfy.ours("nodes.guidance").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
 @pytest.fixture
 def run(comfy):
     """Sample by the stock KSampler; what it gives is on the scale of the model."""

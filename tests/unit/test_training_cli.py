@@ -87,6 +87,8 @@ def test_data_set_is_scored_as_its_captions_say(tmp_path, capsys):
         tracks = MovingShapes(MovingShapesConfig(seed=7)).clip(index).objects
         travel = np.mean([np.linalg.norm(track.centres[-1] - track.centres[0]) / 64 for track in tracks])
         assert video["travel"] == pytest.approx(travel, abs=0.01) and video["change"] < 0.1
+        # Levels of 0 to 255: the set has none, compression leaves less than one.
+        assert 0 < video["flicker"] < 1
 
     for index in range(4):
         frames, _ = read_video(folder / f"{index:05d}.mp4")
