@@ -95,6 +95,9 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     evaluate = commands.add_parser("evaluate", help="mean scores of a folder of videos with captions.jsonl")
     evaluate.add_argument("folder", type=Path, metavar="DIR")
     evaluate.add_argument("--out", type=Path, metavar="FILE.json", help="default: DIR/scores.json")
+    evaluate.add_argument(
+        "--motion", type=Path, metavar="MODEL", help="also motion factors, by this file's autoencoder"
+    )
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="make videos of held-out captions with a text-to-video run")
@@ -200,7 +203,7 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    table = evaluate_folder(options.folder)
+    table = evaluate_folder(options.folder, options.motion)
     out = options.out or options.folder / "scores.json"
     out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{name:<20}{value}" for name, value in table.items() if name != "videos"))

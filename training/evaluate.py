@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..kernels.analysis.content import amount_features, measured_appearance
+from ..kernels.analysis.content import amount_features, measured_appearance, measured_motion
 from ..kernels.analysis.flicker import flicker
+from ..kernels.networks.video_autoencoder import VideoAutoencoder
+from ..model_loaders.checkpoint import VAE, read
 from .data.captions import ClipSpec, parse_caption
+from .data.clips import to_pixels
 from .data.folder import read_captions
 from .data.tracker import Tracked, agreement, track
 from .data.video_files import read_video
@@ -22,12 +26,15 @@ from .settings import InputError
 ATTRIBUTES = ("colour", "shape", "direction", "background")
 
 
-def evaluate_folder(folder: Path) -> dict[str, Any]:
+def evaluate_folder(folder: Path, model: Path | None = None) -> dict[str, Any]:
     """Mean of every score over the captioned videos of a folder, and the score of each video.
 
+    With a model file also the motion factor, measured between latents of its autoencoder.
+
     Raises InputError for a folder without captioned videos, captions of videos that are not there, a caption outside
-    the grammar, a file without frames.
+    the grammar, a file without frames, a model without an autoencoder of single frames.
     """
+    motion = _motion_meter(model) if model else None
     captions = read_captions(folder)
     if not captions:
         raise InputError(f"{folder}: no video with a caption; expected captions.jsonl with lines of file and caption")
@@ -35,7 +42,7 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{folder}: {len(missing)} of {len(captions)} captioned videos missing: {', '.join(missing)}")
     rows = [
-        {"file": name, "caption": text, **_measure(folder / name, text)}
+        {"file": name, "caption": text, **_measure(folder / name, text, motion)}
         for name, text in tqdm(sorted(captions.items()), desc="reading videos", dynamic_ncols=True)
     ]
     measures = [name for name in rows[0] if name not in ("file", "caption") and all(name in row for row in rows)]
@@ -43,7 +50,22 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
     return {"clips": len(rows), **{name: round(mean, 4) for name, mean in means.items()}, "videos": rows}
 
 
-def _measure(video: Path, caption: str) -> dict[str, float]:
+def _motion_meter(path: Path) -> Callable[[np.ndarray], float]:
+    """Measures the mean motion factor of frames (T, H, W, 3) (HiGen, Eq. 1)."""
+    checkpoint = read(path)
+    network, latent = checkpoint.component(VAE).build().eval(), checkpoint.latent
+    if not isinstance(network, VideoAutoencoder) or network.config.downsample[0] != 1:
+        raise InputError(f"{path}: its autoencoder has no latent for each frame, which motion factors are measured on")
+
+    @torch.no_grad()
+    def measure(frames: np.ndarray) -> float:
+        mean, _ = network.moments(to_pixels(torch.from_numpy(frames)[None]))
+        return float(measured_motion((latent.scale * (mean + latent.shift)).transpose(1, 2)).mean())
+
+    return measure
+
+
+def _measure(video: Path, caption: str, motion: Callable[[np.ndarray], float] | None) -> dict[str, float]:
     """The scores of a video, how far its objects travel and how much their amount of colour changes, end to end.
 
     From three frames on its flicker, in levels of 0 to 255. With a picture beside the video, which it was made around:
@@ -57,6 +79,8 @@ def _measure(video: Path, caption: str) -> dict[str, float]:
     measures = {"travel": float(np.mean(travels or [0.0])), "change": 1 - float(appearance[0, -1])}
     if len(frames) > 2:
         measures["flicker"] = float(flicker(torch.from_numpy(frames).float()))
+    if motion is not None:
+        measures["motion"] = motion(frames)
     picture = video.with_suffix(".png")
     if picture.exists():
         measures["picture_psnr"] = max(_psnr(frame, _read_picture(picture, frame.shape)) for frame in frames)

@@ -12,7 +12,7 @@ from weft.model_loaders.checkpoint import read
 from weft.training import checkpoints
 from weft.training.cli import main
 from weft.training.data.captions import parse_caption, split_of
-from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
+from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig, animate, render
 from weft.training.data.video_files import read_video, write_video
 from weft.training.sample import Sampler
 
@@ -112,6 +112,23 @@ def test_data_set_is_scored_as_its_captions_say(tmp_path, capsys):
     (folder / "captions.jsonl").unlink()
     assert main(["evaluate", str(folder)]) == 2
     assert "no video with a caption" in capsys.readouterr().err
+
+
+def test_motion_factors_of_videos(tmp_path, capsys):
+    """As HiGen measures them, between latents of single frames: more where an object is quicker."""
+    models = Path(__file__).resolve().parents[2] / "demo_models"
+    captions = [f"a red circle moves {speed} left to right over a light background" for speed in ("slowly", "quickly")]
+    for index, text in enumerate(captions):
+        clip = animate(parse_caption(text), np.random.default_rng(3), MovingShapesConfig(frames=8))
+        write_video(tmp_path / f"{index}.mp4", render(clip), 8)
+    lines = [json.dumps({"file": f"{index}.mp4", "caption": text}) for index, text in enumerate(captions)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    assert main(["evaluate", str(tmp_path), "--motion", str(models / "higen.safetensors")]) == 0
+    slow, quick = json.loads((tmp_path / "scores.json").read_text())["videos"]
+    # The embedded model's cues go from 20 to 260, by distance.
+    assert 20 < slow["motion"] < 0.7 * quick["motion"] < quick["motion"] < 300
+    assert main(["evaluate", str(tmp_path), "--motion", str(models / "lvdm.safetensors")]) == 2
+    assert "its autoencoder has no latent for each frame" in capsys.readouterr().err
 
 
 def test_held_out_data_set_differs(tmp_path):
