@@ -15,8 +15,8 @@ class MitigatingGradientGuidance(io.ComfyNode):
             node_id="WeftMitigatingGradient",
             display_name="Mitigating Gradient Guidance (Weft)",
             category=CATEGORY,
-            description="Less flicker for any video model, without an extra model call: at every step each frame is "
-            "drawn towards its neighbour where the two differ little (HARIVO, Algorithm 1). Cuts stay.",
+            description="Calmer videos of any model, without an extra model call: at every step each frame is drawn "
+            "towards its neighbour where the two differ little (HARIVO, Algorithm 1). Cuts stay.",
             search_aliases=["mg", "flicker", "temporal consistency", "harivo", "weft"],
             inputs=[
                 io.Model.Input("model", tooltip="Any model that makes videos."),

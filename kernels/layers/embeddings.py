@@ -21,10 +21,11 @@ def sinusoid(timesteps: Tensor, width: int) -> Tensor:
 def frame_positions(frames: int, width: int, like: Tensor) -> Tensor:
     """Sinusoids of the number of a frame, sine and cosine in turn: (frames, width) as `like`.
 
-    Computed in float32, as the tables in released files were.
+    Computed in float32, as the tables in released files were, and where it is used: a copy to a GPU would wait for it.
     """
-    places = torch.arange(frames, dtype=torch.float32)
-    frequencies = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    places = torch.arange(frames, dtype=torch.float32, device=like.device)
+    rates = torch.arange(0, width, 2, dtype=torch.float32, device=like.device)
+    frequencies = torch.exp(rates * (-math.log(10000.0) / width))
     angles = places[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width].to(like)
 
