@@ -8,7 +8,8 @@ import torch
 
 from . import checkpoints
 from .autoencoder_task import AutoencoderTask
-from .config import AutoencoderRecipe, HiGenRecipe, Recipe, read_recipe
+from .config import AutoencoderRecipe, HarivoRecipe, HiGenRecipe, Recipe, read_recipe
+from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
 from .settings import RecipeError
 from .task import Task
@@ -23,6 +24,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
     mixed = uses_bf16(recipe.run.precision, device)
     if isinstance(recipe, HiGenRecipe):
         return HiGenTask(recipe, folder, device, mixed)
+    if isinstance(recipe, HarivoRecipe):
+        return HarivoTask(recipe, folder, device, mixed)
     return TextToVideoTask(recipe, folder, device, mixed)
 
 

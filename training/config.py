@@ -13,6 +13,7 @@ from ..kernels.networks.lvdm import TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from .data.moving_shapes import MovingShapesConfig
+from .motion_settings import ImageModelSource, MotionLosses, MotionParts, MotionStart
 from .settings import RecipeError, Table, read_section, section, setting
 from .validate import validate
 
@@ -166,11 +167,22 @@ class ClipText:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BundleText:
+    """The caption encoder of an embedded or exported model, frozen."""
+
+    kind: Literal["bundle"] = setting("bundle", doc="the caption encoder of a model file of this trainer, frozen")
+    path: str = setting(doc="exported .safetensors file")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The noise schedule: squares of a line between the roots of two betas."""
+    """The noise schedule."""
 
     linear_start: float = setting(0.00085, above=0, maximum=1, doc="first beta")
     linear_end: float = setting(0.012, above=0, maximum=1, doc="last beta")
+    spacing: Literal["roots", "even"] = setting(
+        "roots", doc="what is equally spaced: square roots of betas (Stable Diffusion), or betas (AnimateDiff, HARIVO)"
+    )
     zero_terminal_snr: bool = setting(False, doc="stretched so that nothing is left of a clip at the last time")
     prediction: Literal["noise", "velocity"] = setting("noise", doc="what the network predicts")
     offset_noise: float = setting(
@@ -182,6 +194,7 @@ class Schedule:
         return NoiseSchedule(
             self.linear_start,
             self.linear_end,
+            spacing=self.spacing,
             zero_terminal_snr=self.zero_terminal_snr,
             prediction=self.prediction,
             offset_noise=self.offset_noise,
@@ -325,9 +338,36 @@ class HiGenRecipe:
     run: Run = setting(doc="length and output")
 
 
+@dataclass(frozen=True, kw_only=True)
+class HarivoRecipe:
+    """HARIVO: motion for a frozen image model."""
+
+    task: Literal["harivo"] = setting("harivo", doc="train motion for a frozen image model")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    fps: int = setting(8, minimum=1, doc="frames per second of the clips, which the exported file says")
+    data: Data = setting(doc="what it learns from")
+    image_model: ImageModelSource = setting(doc="the frozen image model")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="its autoencoder, one latent per frame")
+    text_encoder: ClipText | BundleText = setting(doc="its text encoder")
+    network: MotionParts = section(MotionParts, doc="parts around the image model")
+    losses: MotionLosses = section(MotionLosses, doc="weights of losses")
+    initialization: MotionStart = section(MotionStart, doc="how the parts start")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss of the noise")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
 DenoiserRecipe = TextToVideoRecipe | HiGenRecipe
-Recipe = AutoencoderRecipe | DenoiserRecipe
-RECIPES: dict[str, type] = {"autoencoder": AutoencoderRecipe, "text_to_video": TextToVideoRecipe, "higen": HiGenRecipe}
+LatentRecipe = DenoiserRecipe | HarivoRecipe
+Recipe = AutoencoderRecipe | LatentRecipe
+RECIPES: dict[str, type] = {
+    "autoencoder": AutoencoderRecipe,
+    "text_to_video": TextToVideoRecipe,
+    "higen": HiGenRecipe,
+    "harivo": HarivoRecipe,
+}
 
 
 def read_table(path: Path) -> Table:

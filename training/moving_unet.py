@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from ..kernels.layers.chunking import chunk_size
 from ..kernels.networks.harivo import MotionNetwork
 from .motion_losses import attention_change
 
+# Classes of diffusers, whose types cannot be seen through its lazy imports.
+UNet2DConditionModel: TypeAlias = Any
+Attention: TypeAlias = Any
+
 
 class MovingUNet:
     """Stable Diffusion's UNet on the frames of videos, with any motion network that fits it.
@@ -24,7 +28,7 @@ class MovingUNet:
     Between calls the UNet is the image model that it was.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: UNet2DConditionModel) -> None:
         self.unet = unet
         self.blocks = list(_blocks(unet))
         self.decoder_attention = [
@@ -74,7 +78,7 @@ class MovingUNet:
         return out.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
-def attention_changes(attention: nn.Module, hidden: Tensor, frames: int) -> Tensor:
+def attention_changes(attention: Attention, hidden: Tensor, frames: int) -> Tensor:
     """Change from frame to frame of the maps of a self-attention layer with inputs ((B F), N, C), a scalar.
 
     Maps of a whole clip can be larger than the network. Here they exist for a few heads at a time; of their graph only
@@ -98,7 +102,7 @@ def _change(query: Tensor, key: Tensor, scale: float) -> Tensor:
     return attention_change((query @ key.transpose(-1, -2) * scale).softmax(dim=-1))
 
 
-def _blocks(unet: nn.Module) -> Iterator[tuple[nn.Module, str, int]]:
+def _blocks(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Module, str, int]]:
     """Layers that have a motion module behind them, with their place and number as in Stable Diffusion."""
     per_level = unet.config.layers_per_block + 1
     # The first block on the way down is the input convolution, or the down-sampler of the level before.
@@ -120,7 +124,7 @@ def _mover(network: MotionNetwork, place: str, index: int, frames: int) -> Calla
 
 
 def _measurer(changes: list[Tensor], frames: int) -> Callable[..., None]:
-    def measure(attention: nn.Module, inputs: tuple[Tensor]) -> None:
+    def measure(attention: Attention, inputs: tuple[Tensor]) -> None:
         changes.append(attention_changes(attention, inputs[0], frames))
 
     return measure

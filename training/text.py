@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
-from .config import CaptionText, ClipText, Data, MovingShapesData
+from ..model_loaders.checkpoint import TEXT_ENCODER, read
+from .config import BundleText, CaptionText, ClipText, Data, MovingShapesData
 from .data.captions import caption_terms
 from .operations import TrainingOperations
 from .settings import RecipeError
@@ -55,9 +56,31 @@ class TrainedCaptions:
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Word numbers (B, N)."""
-        config = self.config
-        rows = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
-        return torch.tensor(rows, dtype=torch.int64).view(-1, config.max_tokens)
+        return caption_tokens(self.config, captions)
+
+
+class FrozenCaptions:
+    """The caption encoder of a model file."""
+
+    trained = False
+
+    def __init__(self, settings: BundleText) -> None:
+        network = read(Path(settings.path)).component(TEXT_ENCODER).build(operations=TrainingOperations)
+        if not isinstance(network, CaptionEncoder):
+            found = type(network).__name__
+            raise RecipeError(f"text_encoder.path: {settings.path} holds a {found}, expected a CaptionEncoder")
+        self.network: nn.Module = network.eval().requires_grad_(False)
+        self.config, self.width = network.config, network.config.width
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Word numbers (B, N)."""
+        return caption_tokens(self.config, captions)
+
+
+def caption_tokens(config: CaptionEncoderConfig, captions: list[str]) -> Tensor:
+    """Captions as a caption encoder reads them, (B, N)."""
+    rows = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, config.max_tokens)
 
 
 class FrozenClip:
@@ -98,6 +121,8 @@ class LastHiddenState(nn.Module):
         return encoded
 
 
-def open_text_encoder(settings: CaptionText | ClipText, data: Data, captions: list[str]) -> TextEncoder:
+def open_text_encoder(settings: CaptionText | ClipText | BundleText, data: Data, captions: list[str]) -> TextEncoder:
     """The text encoder that a recipe names."""
+    if isinstance(settings, BundleText):
+        return FrozenCaptions(settings)
     return FrozenClip(settings) if isinstance(settings, ClipText) else TrainedCaptions(settings, data, captions)

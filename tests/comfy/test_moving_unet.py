@@ -31,6 +31,7 @@ def image_unet(core_models):
 def test_equal_to_the_nodes(comfy, image_unet, middle, monkeypatch):
     """Same weights, latents, times and texts: motion modules, mapping network and frame tokens."""
     from comfy.patcher_extension import WrappersMP
+
     from weft.kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
     from weft.kernels.sampling.schedules import NoiseSchedule
     from weft.model_loaders.harivo import save_motion
