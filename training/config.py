@@ -167,11 +167,10 @@ class ClipText:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BundleText:
-    """The caption encoder of an embedded or exported model, frozen."""
+class ImageModelText:
+    """The caption encoder that an image model was trained with, frozen."""
 
-    kind: Literal["bundle"] = setting("bundle", doc="the caption encoder of a model file of this trainer, frozen")
-    path: str = setting(doc="exported .safetensors file")
+    kind: Literal["image_model"] = setting("image_model", doc="the caption encoder of the image model, frozen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +347,7 @@ class HarivoRecipe:
     data: Data = setting(doc="what it learns from")
     image_model: ImageModelSource = setting(doc="the frozen image model")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="its autoencoder, one latent per frame")
-    text_encoder: ClipText | BundleText = setting(doc="its text encoder")
+    text_encoder: ClipText | ImageModelText = setting(doc="its text encoder")
     network: MotionParts = section(MotionParts, doc="parts around the image model")
     losses: MotionLosses = section(MotionLosses, doc="weights of losses")
     initialization: MotionStart = section(MotionStart, doc="how the parts start")

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.layers.transformers import TemporalBlock, Transformer
+from ..kernels.networks.caption_encoder import CaptionEncoder
 from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
 from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
-from .config import HarivoRecipe
+from .config import ClipText, HarivoRecipe
 from .first_stage import latent_layout
-from .image_model import open_image_model
+from .image_model import ImageModel, open_image_model
 from .motion_losses import (
     ContrastiveProjection,
     FeatureQueue,
@@ -29,6 +30,7 @@ from .moving_unet import MovingUNet, UNet2DConditionModel
 from .operations import TrainingOperations
 from .settings import RecipeError
 from .task import Losses
+from .text import FrozenCaptions, FrozenClip, TextEncoder
 from .text_to_video_task import TextToVideoTask
 
 
@@ -100,6 +102,9 @@ class HarivoTask(TextToVideoTask):
         assert isinstance(network, MotionNetwork)
         return self.moving(network, noisy, times, context)
 
+    def _open_text(self, captions: list[str]) -> TextEncoder:
+        return image_text(self.recipe, self.image)
+
     def _build_network(self) -> nn.Module:
         config = motion_config(self.recipe.network, self.image_unet, self.tokens.shape[1])
         network = MotionNetwork(config, operations=TrainingOperations)
@@ -140,6 +145,17 @@ def check_layout(unet: UNet2DConditionModel, path: str) -> None:
             f"image_model: {path} reads {config.in_channels} channels and predicts {config.out_channels}, expected a "
             "model that is neither for inpainting nor for editing"
         )
+
+
+def image_text(recipe: HarivoRecipe, image: ImageModel) -> TextEncoder:
+    """The frozen text encoder of the image model."""
+    if isinstance(recipe.text_encoder, ClipText):
+        return FrozenClip(recipe.text_encoder)
+    if not isinstance(image.text_encoder, CaptionEncoder):
+        raise RecipeError(
+            f'text_encoder.kind: {recipe.image_model.path} has no caption encoder; expected kind = "clip" and its path'
+        )
+    return FrozenCaptions(image.text_encoder)
 
 
 def motion_config(parts: MotionParts, unet: UNet2DConditionModel, text_tokens: int) -> MotionConfig:

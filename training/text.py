@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
-from ..model_loaders.checkpoint import TEXT_ENCODER, read
-from .config import BundleText, CaptionText, ClipText, Data, MovingShapesData
+from .config import CaptionText, ClipText, Data, MovingShapesData
 from .data.captions import caption_terms
 from .operations import TrainingOperations
 from .settings import RecipeError
@@ -60,15 +59,11 @@ class TrainedCaptions:
 
 
 class FrozenCaptions:
-    """The caption encoder of a model file."""
+    """A caption encoder that was trained before."""
 
     trained = False
 
-    def __init__(self, settings: BundleText) -> None:
-        network = read(Path(settings.path)).component(TEXT_ENCODER).build(operations=TrainingOperations)
-        if not isinstance(network, CaptionEncoder):
-            found = type(network).__name__
-            raise RecipeError(f"text_encoder.path: {settings.path} holds a {found}, expected a CaptionEncoder")
+    def __init__(self, network: CaptionEncoder) -> None:
         self.network: nn.Module = network.eval().requires_grad_(False)
         self.config, self.width = network.config, network.config.width
 
@@ -121,8 +116,6 @@ class LastHiddenState(nn.Module):
         return encoded
 
 
-def open_text_encoder(settings: CaptionText | ClipText | BundleText, data: Data, captions: list[str]) -> TextEncoder:
+def open_text_encoder(settings: CaptionText | ClipText, data: Data, captions: list[str]) -> TextEncoder:
     """The text encoder that a recipe names."""
-    if isinstance(settings, BundleText):
-        return FrozenCaptions(settings)
     return FrozenClip(settings) if isinstance(settings, ClipText) else TrainedCaptions(settings, data, captions)

@@ -26,7 +26,7 @@ from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
 from .task import Batch, Losses, RareClips
-from .text import open_text_encoder
+from .text import TextEncoder, open_text_encoder
 from .validate import text_width_key
 
 VALIDATION_TIMES = range(50, 1000, 100)
@@ -60,7 +60,7 @@ class TextToVideoTask:
         if not any(texts):
             raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
         self._rare(texts)
-        text = open_text_encoder(recipe.text_encoder, recipe.data, texts)
+        text = self._open_text(texts)
         self._check_width(text.width)
         self.train_latents = self._encode(self.clips, "train", clip_count)
         self.held_out_latents = self._encode(held_out, "held_out", min(recipe.run.validation_clips, len(held_out)))
@@ -77,6 +77,10 @@ class TextToVideoTask:
             self.networks["text_encoder"] = self.text_encoder
         self.companions: dict[str, nn.Module] = {}
         self.facts: Table = self._measure()
+
+    def _open_text(self, captions: list[str]) -> TextEncoder:
+        assert not isinstance(self.recipe, HarivoRecipe)
+        return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _build_network(self) -> nn.Module:
         assert isinstance(self.recipe, TextToVideoRecipe)
