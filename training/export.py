@@ -15,16 +15,22 @@ from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoenco
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.bundle import save_bundle
 from ..model_loaders.checkpoint import LatentSpec
+from ..model_loaders.image_unet import ImageUNetConfig
 from . import checkpoints
-from .config import DenoiserRecipe, HiGenRecipe, Recipe, read_recipe
+from .config import DenoiserRecipe, HiGenRecipe, ImageRecipe, Recipe, TextToVideoRecipe, read_recipe
 from .first_stage import COPY_NAME, read_autoencoder
+from .image_model import ImageUNet, component_of
 from .revision import git_revision
 from .settings import InputError, read_section, to_table
 
 NETWORKS: dict[str, tuple[Any, type]] = {
     "vae": (VideoAutoencoder, VideoAutoencoderConfig),
-    "diffusion_model": (TextToVideoUNet, TextToVideoUNetConfig),
     "text_encoder": (CaptionEncoder, CaptionEncoderConfig),
+}
+DENOISERS: dict[type, tuple[Any, type]] = {
+    TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
+    HiGenRecipe: (HiGenUNet, HiGenUNetConfig),
+    ImageRecipe: (ImageUNet, ImageUNetConfig),
 }
 
 
@@ -39,8 +45,7 @@ class Trained:
         tensors = state["ema"]["networks"] if weights == "ema" else state["networks"]
         self.networks: dict[str, nn.Module] = {}
         for role, config in state["configs"].items():
-            steered = role == "diffusion_model" and isinstance(self.recipe, HiGenRecipe)
-            network, kind = (HiGenUNet, HiGenUNetConfig) if steered else NETWORKS[role]
+            network, kind = DENOISERS[type(self.recipe)] if role == "diffusion_model" else NETWORKS[role]
             self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)

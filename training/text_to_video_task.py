@@ -17,10 +17,12 @@ from ..kernels.layers.temporal import RelativePositions, TemporalAttention, Temp
 from ..kernels.networks.higen import HiGenUNet, Transformer
 from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
-from .config import DenoiserStart, HiGenRecipe, ImageFirstStage, TextToVideoRecipe
+from . import checkpoints
+from .config import CaptionText, DenoiserRecipe, DenoiserStart, ImageFirstStage, TextToVideoRecipe
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
+from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
@@ -37,7 +39,7 @@ class TextToVideoTask:
 
     def __init__(
         self,
-        recipe: TextToVideoRecipe | HiGenRecipe,
+        recipe: DenoiserRecipe,
         folder: Path,
         device: torch.device,
         mixed: bool,
@@ -65,7 +67,6 @@ class TextToVideoTask:
 
         self.text_encoder = text.network.to(device)
         self.unet = self._build_network().to(device)
-        initialize_denoiser(self.unet, recipe.initialization)
         self.tokens = text.tokens(self.train_latents.captions)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
@@ -74,14 +75,21 @@ class TextToVideoTask:
             self.networks["text_encoder"] = self.text_encoder
         self.companions: dict[str, nn.Module] = {}
         self.facts: Table = self._measure()
+        if recipe.initialization.weights and not checkpoints.exist(folder):
+            self.facts |= start_from(Path(recipe.initialization.weights), self.networks)
+        if isinstance(recipe.text_encoder, CaptionText) and recipe.text_encoder.frozen:
+            self.text_encoder.requires_grad_(False)
 
     def _build_network(self) -> nn.Module:
         assert isinstance(self.recipe, TextToVideoRecipe)
-        return TextToVideoUNet(self.recipe.network, operations=TrainingOperations)
+        network = TextToVideoUNet(self.recipe.network, operations=TrainingOperations)
+        initialize_denoiser(network, self.recipe.initialization)
+        return network
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer for all networks."""
-        return {"denoiser": [part for network in self.networks.values() for part in network.parameters()]}
+        parts = [part for network in self.networks.values() for part in network.parameters()]
+        return {"denoiser": [part for part in parts if part.requires_grad]}
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice, tokens (B, N) and what cues are made of, the same in every epoch."""
