@@ -1,9 +1,7 @@
 """HiGen and ModelScopeT2V checkpoints: released layout, and ModelScopeT2V in diffusers' layout."""
 
-import json
-import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -13,13 +11,13 @@ from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family,
 from .errors import CheckpointError
 from .files import SCHEDULER
 from .keymap import KeyMap, Rule, strip_prefix
+from .scheduler import read_schedule
 from .unet_layout import DIFFUSERS_RESIDUAL, RESIDUAL, UNetLayout, count, diffusers_places
 
 # Latents of Stable Diffusion, frame by frame.
 LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
 HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity", offset_noise=0.1)
 MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012)
-PREDICTIONS: dict[str, Literal["noise", "velocity"]] = {"epsilon": "noise", "v_prediction": "velocity"}
 STEM_HEADS = 8
 """Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""
 
@@ -191,26 +189,9 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
             components[role] = Component(None, network, strip_prefix(tensors, prefix))
     if components[MODEL].network is HiGenUNet:
         return Checkpoint(name, "higen", components, LATENT, HIGEN_SCHEDULE)
-    return Checkpoint(name, "modelscope", components, LATENT, _schedule(name, metadata.get(SCHEDULER)))
-
-
-def _schedule(name: str, configuration: str | None) -> NoiseSchedule:
-    """The noise schedule of a folder's scheduler configuration; without one that of the published ModelScopeT2V."""
-    if configuration is None:
-        return MODELSCOPE_SCHEDULE
-    try:
-        said = json.loads(configuration)
-        kind, prediction = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
-        start, end = float(said.get("beta_start", 0.0001)), float(said.get("beta_end", 0.02))
-        steps, stretched = int(said.get("num_train_timesteps", 1000)), bool(said.get("rescale_betas_zero_snr", False))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: scheduler/scheduler_config.json cannot be read ({error}).") from error
-    if kind != "scaled_linear" or prediction not in PREDICTIONS:
-        raise CheckpointError(
-            f"{name}: its scheduler has beta_schedule {kind!r} and prediction_type {prediction!r}, expected "
-            f"'scaled_linear' and one of {', '.join(PREDICTIONS)}."
-        )
-    return NoiseSchedule(start, end, steps, stretched, PREDICTIONS[prediction])
+    return Checkpoint(
+        name, "modelscope", components, LATENT, read_schedule(name, metadata.get(SCHEDULER), MODELSCOPE_SCHEDULE)
+    )
 
 
 FAMILY = Family("higen", _recognise, _read)

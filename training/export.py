@@ -19,7 +19,7 @@ from ..model_loaders.image_unet import ImageUNetConfig
 from . import checkpoints
 from .config import DenoiserRecipe, HiGenRecipe, ImageRecipe, Recipe, TextToVideoRecipe, read_recipe
 from .first_stage import COPY_NAME, read_autoencoder
-from .image_model import ImageUNet, component_of
+from .image_unet import ImageUNet, component_of
 from .revision import git_revision
 from .settings import InputError, read_section, to_table
 
@@ -82,13 +82,17 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     if scores is not None:
         metadata["scores"] = _read_scores(scores)
     latent = _latent_spec(main, components)
-    save_bundle(out, components, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
+    parts = {
+        role: component_of(network) if isinstance(network, ImageUNet) else network
+        for role, network in components.items()
+    }
+    save_bundle(out, parts, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
     return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
 
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     if isinstance(main.recipe, DenoiserRecipe):
-        return LatentSpec(channels=main.recipe.network.out_channels, **main.facts)
+        return LatentSpec(channels=main.recipe.network.in_channels, **main.facts)
     autoencoder = components["vae"]
     assert isinstance(autoencoder, VideoAutoencoder)
     frames, height, _ = autoencoder.config.downsample

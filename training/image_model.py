@@ -1,7 +1,4 @@
-"""Image models in Stable Diffusion's layout, in diffusers' network: trained here, or opened to be moved.
-
-Shapes: B clips, Z latent channels, T, H, W latents, N tokens, D width.
-"""
+"""The frozen parts of an image model that is made to move."""
 
 from __future__ import annotations
 
@@ -10,80 +7,73 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..kernels.sampling.schedules import NoiseSchedule
-from ..model_loaders.checkpoint import MODEL, Component
-from ..model_loaders.image_unet import ImageUNetConfig, diffusers_to_comfy
-from ..model_loaders.keymap import check_tensors
+from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
+from ..model_loaders.scheduler import read_schedule
+from .image_unet import ImageUNet
+from .opened import open_networks
+from .settings import InputError
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-
-class ImageUNet(nn.Module):
-    """diffusers' U-Net on every frame of a clip by itself."""
-
-    def __init__(self, config: ImageUNetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.unet = build_unet(config)
-
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
-        """x (B, Z, T, H, W), timesteps (B,), context (B, N, D) -> the predicted noise, like x."""
-        frames = x.shape[2]
-        rows = x.transpose(1, 2).flatten(0, 1)
-        times, texts = timesteps.repeat_interleave(frames), context.repeat_interleave(frames, dim=0)
-        predicted: Tensor = self.unet(rows, times, texts).sample
-        return predicted.unflatten(0, (-1, frames)).transpose(1, 2)
+STABLE_DIFFUSION = NoiseSchedule(0.00085, 0.012)
+STABLE_DIFFUSION_SCALE = 0.18215
 
 
-def build_unet(config: ImageUNetConfig) -> UNet2DConditionModel:
-    """The network of a configuration, as diffusers draws it."""
+@dataclass(frozen=True)
+class ImageModel:
+    """Frozen parts of an image model; latents `a` of its autoencoder are z = scale * (a + shift) for the UNet.
+
+    `text_encoder` is the caption encoder of our own models; that of a folder in diffusers' layout stays there.
+    """
+
+    unet: UNet2DConditionModel
+    schedule: NoiseSchedule
+    scale: float
+    shift: float
+    text_encoder: nn.Module | None = None
+
+
+def open_image_model(path: Path) -> ImageModel:
+    """Open a bundle, run folder or checkpoint of task "image", or a folder in diffusers' layout (Stable Diffusion 1.5).
+
+    Raises InputError (CheckpointError for damaged bundles) for anything else.
+    """
+    if (path / "unet").is_dir():
+        return _open_folder(path)
+    opened = open_networks(path)
+    network = opened.networks.get(MODEL)
+    if not isinstance(network, ImageUNet):
+        found = "no denoiser" if network is None else f"a {type(network).__name__}"
+        raise InputError(f"{path}: holds {found}, expected an image model in Stable Diffusion's layout")
+    scale, shift = opened.facts["scale"], opened.facts["shift"]
+    return ImageModel(network.unet, opened.schedule, scale, shift, opened.networks.get(TEXT_ENCODER))
+
+
+def _open_folder(path: Path) -> ImageModel:
     from diffusers import UNet2DConditionModel
 
-    attends = config.attends
-    return UNet2DConditionModel(
-        in_channels=config.in_channels,
-        out_channels=config.out_channels,
-        block_out_channels=config.widths,
-        layers_per_block=config.num_res_blocks,
-        cross_attention_dim=config.context_width,
-        # diffusers calls the number of heads so.
-        attention_head_dim=config.heads,
-        norm_num_groups=config.norm_groups,
-        down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
-        up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
+    try:
+        unet = UNet2DConditionModel.from_pretrained(path, subfolder="unet", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}/unet: diffusers cannot open it: {error}") from error
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    said = scheduler.read_text(encoding="utf-8") if scheduler.is_file() else None
+    latent = _settings(path / "vae" / "config.json")
+    return ImageModel(
+        unet.eval().requires_grad_(False),
+        read_schedule(str(path), said, STABLE_DIFFUSION),
+        float(latent.get("scaling_factor") or STABLE_DIFFUSION_SCALE),
+        -float(latent.get("shift_factor") or 0.0),
     )
 
 
-def start_image_unet(network: ImageUNet, text_gain: float) -> None:
-    """Every branch begins without effect, as Stable Diffusion's did; text stands inside one and may start strongly."""
-    for name, module in network.named_modules():
-        if name.endswith(("conv2", "proj_out", "conv_out")):
-            for parameter in module.parameters():
-                nn.init.zeros_(parameter)
-        elif name.endswith("attn2.to_out.0"):
-            module.weight.data.mul_(text_gain)  # type: ignore[union-attr, operator]
-
-
-def component_of(network: ImageUNet) -> Component:
-    """The network as files hold it, under ComfyUI's names."""
-    return Component(None, network.config, diffusers_to_comfy(network.config)(network.unet.state_dict()))
-
-
-def network_of(component: Component, source: str) -> nn.Module:
-    """The network of a file's component, in diffusers where it is an image model's.
-
-    Raises CheckpointError, which names `source`, when tensors do not fit.
-    """
-    if not isinstance(component.config, ImageUNetConfig):
-        return component.build()
-    network = ImageUNet(component.config)
-    keys = diffusers_to_comfy(component.config)
-    names = {keys.rename(name): name for name in network.unet.state_dict()}
-    tensors = {names.get(name, name): tensor for name, tensor in component.tensors.items()}
-    check_tensors(network.unet, tensors, source)
-    network.unet.load_state_dict(tensors)
-    return network
+def _settings(path: Path) -> dict[str, float | None]:
+    try:
+        found: dict[str, float | None] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}), expected the settings of the autoencoder") from error
+    return found

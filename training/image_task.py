@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import ImageRecipe
 from .first_stage import latent_layout
-from .image_model import ImageUNet, start_image_unet
+from .image_unet import ImageUNet, start_image_unet
 from .settings import RecipeError, Table
 from .task import Batch, Losses
 from .text_to_video_task import TextToVideoTask

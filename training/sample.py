@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..kernels.networks.caption_encoder import CaptionEncoder, tokenize
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from ..kernels.sampling.schedules import ddim_sigmas, ddim_step, ddim_timesteps, denoised_of
-from .config import MovingShapesData, TextToVideoRecipe
+from .config import ImageRecipe, MovingShapesData, TextToVideoRecipe
 from .data.video_files import write_video
 from .export import Trained
 from .settings import InputError
@@ -24,12 +24,12 @@ BATCH = 16
 
 
 class Sampler:
-    """The networks of a finished text-to-video run, ready to make videos."""
+    """The networks of a finished text-to-video or image run, ready to make videos, of one frame by image models."""
 
     def __init__(self, source: Path, device: torch.device) -> None:
         trained = Trained(source)
-        if not isinstance(trained.recipe, TextToVideoRecipe):
-            raise InputError(f"{source}: a run of {trained.recipe.task}, expected text_to_video")
+        if not isinstance(trained.recipe, TextToVideoRecipe | ImageRecipe):
+            raise InputError(f"{source}: a run of {trained.recipe.task}, expected text_to_video or image")
         if "vae" not in trained.networks or "text_encoder" not in trained.networks:
             raise InputError(f"{source}: its autoencoder or text encoder is not its own; sample with ComfyUI")
         self.recipe, self.device = trained.recipe, device
@@ -37,6 +37,7 @@ class Sampler:
         networks = {role: network.to(device) for role, network in trained.networks.items()}
         self.unet = networks["diffusion_model"]
         self.text_encoder, self.autoencoder = networks["text_encoder"], networks["vae"]
+        self.frames = 1 if isinstance(trained.recipe, ImageRecipe) else trained.recipe.data.frames
         self.schedule = trained.recipe.schedule.noise_schedule()
 
     @torch.no_grad()
@@ -44,7 +45,7 @@ class Sampler:
         """Captions (B) -> uint8 frames (B, T, H, W, 3); deterministic DDIM, noise drawn from the seed alone."""
         assert isinstance(self.autoencoder, VideoAutoencoder)
         config, data = self.autoencoder.config, self.recipe.data
-        pixels = (data.frames, data.size, data.size)
+        pixels = (self.frames, data.size, data.size)
         sizes = [size // factor for size, factor in zip(pixels, config.downsample, strict=True)]
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(captions), config.embed_dim, *sizes), generator=generator).to(self.device)
