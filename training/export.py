@@ -18,17 +18,23 @@ from ..model_loaders.bundle import save_bundle
 from ..model_loaders.checkpoint import LatentSpec
 from ..model_loaders.files import encode_metadata
 from ..model_loaders.harivo import MOTION, save_motion
+from ..model_loaders.image_unet import ImageUNetConfig
 from . import checkpoints
-from .config import DenoiserRecipe, HarivoRecipe, HiGenRecipe, Recipe, read_recipe
+from .config import DenoiserRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, TextToVideoRecipe, read_recipe
 from .first_stage import COPY_NAME, read_autoencoder
+from .image_unet import ImageUNet, component_of
 from .revision import git_revision
 from .settings import InputError, read_section, to_table
 
 NETWORKS: dict[str, tuple[Any, type]] = {
     "vae": (VideoAutoencoder, VideoAutoencoderConfig),
-    "diffusion_model": (TextToVideoUNet, TextToVideoUNetConfig),
     "text_encoder": (CaptionEncoder, CaptionEncoderConfig),
     MOTION: (MotionNetwork, MotionConfig),
+}
+DENOISERS: dict[type, tuple[Any, type]] = {
+    TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
+    HiGenRecipe: (HiGenUNet, HiGenUNetConfig),
+    ImageRecipe: (ImageUNet, ImageUNetConfig),
 }
 
 
@@ -43,8 +49,7 @@ class Trained:
         tensors = state["ema"]["networks"] if weights == "ema" else state["networks"]
         self.networks: dict[str, nn.Module] = {}
         for role, config in state["configs"].items():
-            steered = role == "diffusion_model" and isinstance(self.recipe, HiGenRecipe)
-            network, kind = (HiGenUNet, HiGenUNetConfig) if steered else NETWORKS[role]
+            network, kind = DENOISERS[type(self.recipe)] if role == "diffusion_model" else NETWORKS[role]
             self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)
@@ -75,8 +80,12 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
         schedule = main.recipe.schedule.noise_schedule()
     metadata = _metadata(main, trained, scores)
     latent = _latent_spec(main, components)
+    parts = {
+        role: component_of(network) if isinstance(network, ImageUNet) else network
+        for role, network in components.items()
+    }
     assert not isinstance(main.recipe, HarivoRecipe)
-    save_bundle(out, components, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
+    save_bundle(out, parts, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
     return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
 
 
@@ -108,7 +117,7 @@ def _export_motion(trained: list[Trained], out: Path, scores: Path | None) -> di
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     if isinstance(main.recipe, DenoiserRecipe):
-        return LatentSpec(channels=main.recipe.network.out_channels, **main.facts)
+        return LatentSpec(channels=main.recipe.network.in_channels, **main.facts)
     autoencoder = components["vae"]
     assert isinstance(autoencoder, VideoAutoencoder)
     frames, height, _ = autoencoder.config.downsample

@@ -15,7 +15,7 @@ from ..kernels.networks.caption_encoder import CaptionEncoder
 from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
 from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
-from .config import ClipText, HarivoRecipe
+from .config import ClipText, HarivoRecipe, MotionStart
 from .first_stage import latent_layout
 from .image_model import ImageModel, open_image_model
 from .motion_losses import (
@@ -25,7 +25,7 @@ from .motion_losses import (
     image_regularization,
     temporal_regularized_self_attention,
 )
-from .motion_settings import MotionParts, MotionStart
+from .motion_settings import MotionParts
 from .moving_unet import MovingUNet, UNet2DConditionModel
 from .operations import TrainingOperations
 from .settings import RecipeError
@@ -45,6 +45,8 @@ class HarivoTask(TextToVideoTask):
         self.image = open_image_model(Path(recipe.image_model.path))
         check_layout(self.image_unet, recipe.image_model.path)
         super().__init__(recipe, folder, device, mixed)
+        if recipe.initialization.weights:
+            self.facts = self._measure()  # files of motion modules know no latents
         self.moving = MovingUNet(self.image_unet.to(device))
         if recipe.losses.contrast:
             channels = self.unet.config.widths[-1]

@@ -38,27 +38,3 @@ class MotionLosses:
     image: float = setting(0.1, minimum=0, doc="L_reg: close to what the image model predicts for each frame alone")
     contrast: float = setting(0.1, minimum=0, doc="L_DC: frames of a clip are alike, those of other clips are not")
     queue: int = setting(1024, minimum=1, doc="features of earlier clips that L_DC compares with")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MotionStart:
-    """How the parts' weights are drawn; by default motion modules have no effect at first.
-
-    From nothing, which way things move is learned only when a word and a frame are seen clearly from the first step:
-    words through the frame tokens, frames through what attention over frames picks.
-    """
-
-    motion_gain: float = setting(
-        0.0, minimum=0, doc="factor on the output of motion modules as other layers are drawn; 0: no effect at first"
-    )
-    frame_focus: float = setting(
-        1.0, above=0, doc="factor on the queries of their attention, which otherwise reads the mean of all frames"
-    )
-    feed_forward_gain: float = setting(
-        1.0, above=0, doc="factor on the input of their feed-forward layers, in which features are multiplied"
-    )
-    token_gain: float = setting(
-        1.0,
-        above=0,
-        doc="factor on the weights of the frame tokens' layers; at 3 a text keeps its strength through them",
-    )

@@ -78,6 +78,19 @@ class MovingUNet:
         return out.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
+class MovingModel(nn.Module):
+    """An image UNet and a motion network as one text-to-video network."""
+
+    def __init__(self, unet: UNet2DConditionModel, network: MotionNetwork) -> None:
+        super().__init__()
+        self.unet, self.network = unet, network
+        self.moving = MovingUNet(unet)
+
+    def forward(self, noisy: Tensor, times: Tensor, context: Tensor) -> Tensor:
+        """noisy (B, C, F, H, W), times (B,), context (B, N, D) -> prediction like noisy."""
+        return self.moving(self.network, noisy, times, context)
+
+
 def attention_changes(attention: Attention, hidden: Tensor, frames: int) -> Tensor:
     """Change from frame to frame of the maps of a self-attention layer with inputs ((B F), N, C), a scalar.
 

@@ -18,10 +18,19 @@ from ..kernels.networks.higen import HiGenUNet, Transformer
 from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
-from .config import DenoiserStart, HarivoRecipe, ImageFirstStage, LatentRecipe, TextToVideoRecipe
+from . import checkpoints
+from .config import (
+    CaptionText,
+    DenoiserStart,
+    HarivoRecipe,
+    ImageFirstStage,
+    LatentRecipe,
+    TextToVideoRecipe,
+)
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
+from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
@@ -77,6 +86,10 @@ class TextToVideoTask:
             self.networks["text_encoder"] = self.text_encoder
         self.companions: dict[str, nn.Module] = {}
         self.facts: Table = self._measure()
+        if recipe.initialization.weights and not checkpoints.exist(folder):
+            self.facts |= start_from(Path(recipe.initialization.weights), self.networks)
+        if isinstance(recipe.text_encoder, CaptionText) and recipe.text_encoder.frozen:
+            self.text_encoder.requires_grad_(False)
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
         assert not isinstance(self.recipe, HarivoRecipe)
@@ -90,7 +103,8 @@ class TextToVideoTask:
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer for all networks."""
-        return {"denoiser": [part for network in self.networks.values() for part in network.parameters()]}
+        parts = [part for network in self.networks.values() for part in network.parameters()]
+        return {"denoiser": [part for part in parts if part.requires_grad]}
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice, tokens (B, N) and what cues are made of, the same in every epoch."""

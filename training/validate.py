@@ -9,6 +9,7 @@ from .settings import RecipeError
 if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
+    from ..model_loaders.image_unet import ImageUNetConfig
     from .config import AutoencoderRecipe, DenoiserRecipe, HarivoRecipe, LatentRecipe, Recipe
 
 
@@ -23,6 +24,8 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_higen(recipe.network)
             elif recipe.task == "harivo":
                 _validate_motion(recipe)
+            elif recipe.task == "image":
+                _validate_image(recipe.network)
             else:
                 _validate_unet(recipe.network)
             _validate_text_and_noise(recipe)
@@ -109,7 +112,14 @@ def _validate_motion(recipe: HarivoRecipe) -> None:
         )
 
 
-def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig) -> dict[int, int]:
+def _validate_image(network: ImageUNetConfig) -> None:
+    _at_least_one("network.heads", network.heads)
+    for width in _validate_levels(network).values():
+        _multiple("network: width", width, network.norm_groups, "the groups of its norms")
+        _multiple("network: width", width, network.heads, "network.heads")
+
+
+def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig | ImageUNetConfig) -> dict[int, int]:
     """What both layouts share; returns the width at every downsampling factor."""
     for key in ("in_channels", "model_channels", "num_res_blocks", "context_width", "norm_groups"):
         _at_least_one(f"network.{key}", getattr(network, key))
@@ -135,6 +145,8 @@ def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig) -> dict[i
 def _validate_text_and_noise(recipe: LatentRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
     if recipe.task != "harivo" and text.kind == "captions":
+        if text.frozen and not recipe.initialization.weights:
+            raise RecipeError("text_encoder.frozen: found true without initialization.weights, which it would stay")
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
         key = text_width_key(recipe)
         found = getattr(recipe.network, key)

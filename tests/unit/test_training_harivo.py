@@ -11,16 +11,18 @@ from weft.kernels.sampling.schedules import NoiseSchedule
 from weft.model_loaders.bundle import save_bundle
 from weft.model_loaders.checkpoint import LatentSpec, read
 from weft.model_loaders.harivo import MOTION
+from weft.model_loaders.image_unet import ImageUNetConfig
 from weft.training import checkpoints
 from weft.training.build import resume, start
 from weft.training.cli import main
-from weft.training.config import HarivoRecipe, override, read_recipe, read_table
+from weft.training.config import HarivoRecipe, MotionStart, override, read_recipe, read_table
 from weft.training.data.captions import caption_terms
 from weft.training.harivo_task import check_layout, start_motion
+from weft.training.image_unet import ImageUNet, component_of
 from weft.training.metrics import read_rows
 from weft.training.motion_losses import attention_change
-from weft.training.motion_settings import MotionStart
 from weft.training.moving_unet import MovingUNet, attention_changes
+from weft.training.sample import Sampler
 from weft.training.settings import RecipeError
 
 TINY = Path(__file__).parents[1] / "data" / "training"
@@ -39,18 +41,26 @@ def image_unet(**changes):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    """A frame-wise autoencoder, an image model in diffusers' layout and a caption encoder."""
+    """A frame-wise autoencoder and an image model."""
     folder = tmp_path_factory.mktemp("models")
     changes = ["network.downsample=[1, 4, 4]", "network.framewise=true", "crops.steps=0", "data.size=32"]
     sets = [part for change in changes for part in ("--set", change)]
     command = ["train", str(TINY / "autoencoder.toml"), "--out", str(folder / "autoencoder"), "--device", "cpu"]
     assert main([*command, *sets]) == 0
-    image_unet().save_pretrained(folder / "image" / "unet")
+    return {"autoencoder": folder / "autoencoder", "image_model": image_model(folder / "image.safetensors")}
+
+
+def image_model(path: Path, with_text: bool = True, **changes) -> Path:
+    """A model file of an image UNet with random weights and of its caption encoder."""
+    sizes = {"in_channels": 4, "model_channels": 32, "channel_mult": (1, 1, 2, 2), "num_res_blocks": 1}
     torch.manual_seed(0)
-    encoder = CaptionEncoder(CaptionEncoderConfig(caption_terms(), 16, 1, 2, 20))
-    path = folder / "text.safetensors"
-    save_bundle(path, {"text_encoder": encoder}, system="x", latent=LatentSpec(), schedule=NoiseSchedule(), metadata={})
-    return {"autoencoder": folder / "autoencoder", "image_model": folder / "image", "text_encoder": path}
+    unet = ImageUNet(ImageUNetConfig(**{**sizes, "context_width": 16, "heads": 2, **changes}))
+    parts = {"diffusion_model": component_of(unet)}
+    if with_text:
+        parts["text_encoder"] = CaptionEncoder(CaptionEncoderConfig(caption_terms(), 16, 1, 2, 20))
+    latent = LatentSpec(scale=0.7, shift=0.1)
+    save_bundle(path, parts, system="image", latent=latent, schedule=NoiseSchedule(), metadata={})
+    return path
 
 
 def recipe_of(models: dict[str, Path], *changes: str) -> HarivoRecipe:
@@ -67,6 +77,7 @@ def test_gradients_reach_motion_alone(models, tmp_path):
     """Every weight of it after three steps: some begin at zero and hide those before them."""
     trainer = start(recipe_of(models), tmp_path / "run", CPU)
     task = trainer.task
+    assert (task.facts["scale"], task.facts["shift"]) == (0.7, 0.1), "those of the image model"
     frozen = {"unet": task.image_unet, "text": task.text_encoder, "vae": task.autoencoder}
     before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in frozen.items()}
     trained = {"motion": task.unet, "projection": task.companions["projection"]}
@@ -176,6 +187,9 @@ def test_exported_file_is_the_trained_network(models, tmp_path):
     said = checkpoint.metadata
     assert (said["fps"], said["resolution"], said["num_frames"]) == ("6", "32", "4")
     assert said["steps"] == '{"harivo": 2}' and '"moving_shapes"' in said["dataset"] and said["revision"]
+    again = start(recipe_of(models, f"initialization.weights={out}"), tmp_path / "again", CPU).task
+    assert all(torch.equal(value, component.tensors[name]) for name, value in again.unet.state_dict().items())
+    assert (again.facts["scale"], again.facts["shift"]) == (0.7, 0.1)
     assert main(["export", str(run), str(models["autoencoder"]), "--out", str(out)]) == 2
 
 
@@ -186,7 +200,7 @@ def test_exported_file_is_the_trained_network(models, tmp_path):
         ("data.frames=1", "data.frames: found 1, expected at least 2"),
         ("schedule.prediction=velocity", "schedule: expected prediction = .noise. without zero_terminal_snr"),
         ("network.frame_tokens=-1", "network.frame_tokens: found -1, expected at least 0"),
-        ("text_encoder.kind=captions", "text_encoder.kind: found 'captions', expected one of 'clip', 'bundle'"),
+        ("text_encoder.kind=captions", "text_encoder.kind: found 'captions', expected one of 'clip', 'image_model'"),
     ],
 )
 def test_impossible_recipes_are_refused(models, change, message):
@@ -203,6 +217,7 @@ def test_impossible_recipes_are_refused(models, change, message):
     ],
 )
 def test_other_image_models_are_refused(changes, message):
+    """Of diffusers; ours have the layout."""
     if "block_out_channels" in changes:
         changes = {**changes, "down_block_types": ("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
                    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2}  # fmt: skip
@@ -211,12 +226,17 @@ def test_other_image_models_are_refused(changes, message):
 
 
 def test_parts_that_do_not_fit_each_other_are_refused(models, tmp_path):
-    image_unet(cross_attention_dim=24).save_pretrained(tmp_path / "wide" / "unet")
-    with pytest.raises(RecipeError, match="image_model: reads text of width 24, the text encoder has 16"):
-        start(recipe_of({**models, "image_model": tmp_path / "wide"}), tmp_path / "a", CPU)
-    image_unet(in_channels=8, out_channels=8).save_pretrained(tmp_path / "deep" / "unet")
-    with pytest.raises(RecipeError, match="image_model: found 8, the autoencoder has 4"):
-        start(recipe_of({**models, "image_model": tmp_path / "deep"}), tmp_path / "b", CPU)
+    folder = models["autoencoder"]
+    for number, (changes, message) in enumerate(
+        [
+            ({"context_width": 24}, "image_model: reads text of width 24, the text encoder has 16"),
+            ({"in_channels": 8}, "image_model: found 8, the autoencoder has 4"),
+            ({"with_text": False}, "has no caption encoder; expected kind = .clip. and its path"),
+        ]
+    ):
+        other = image_model(tmp_path / f"{number}.safetensors", **changes)
+        with pytest.raises(RecipeError, match=message):
+            start(recipe_of({"autoencoder": folder, "image_model": other}), tmp_path / str(number), CPU)
 
 
 def test_changes_of_attention_are_those_of_the_whole_maps():
@@ -264,3 +284,15 @@ def test_a_start_without_gain_is_the_image_model():
             moving(network, noisy, torch.tensor([9]), torch.ones(1, 5, 16), still=still) for still in (True, False)
         ]
     assert torch.equal(*found)
+
+
+def test_a_run_is_sampled_by_its_image_model_and_motion(models, tmp_path):
+    """As any text-to-video run: with motion frames differ from what they are without."""
+    run = tmp_path / "run"
+    start(recipe_of(models, "run.steps=1", *NO_LOSSES), run, CPU).run()
+    sampler = Sampler(run, CPU)
+    moved = sampler(["a red circle moves left to right"], steps=2, guidance=2.0, seed=0)
+    assert moved.shape == (1, 4, 32, 32, 3) and moved.dtype == torch.uint8
+    for weight in sampler.unet.network.parameters():
+        weight.zero_()
+    assert not torch.equal(sampler(["a red circle moves left to right"], steps=2, guidance=2.0, seed=0), moved)
