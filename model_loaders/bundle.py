@@ -29,6 +29,7 @@ from ..kernels.sampling.schedules import NoiseSchedule
 from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
 from .files import encode_metadata
+from .image_unet import ImageUNetConfig
 from .keymap import strip_prefix
 from .lvdm import SCALINGS
 
@@ -62,7 +63,7 @@ _PREFIXES = {
 
 def save_bundle(
     path: Path | str,
-    components: Mapping[str, nn.Module],
+    components: Mapping[str, nn.Module | Component],
     *,
     system: str,
     latent: LatentSpec,
@@ -72,18 +73,17 @@ def save_bundle(
 ) -> None:
     """Write networks by role ("diffusion_model", "vae", "text_encoder") into one file, atomically.
 
+    Networks of ComfyUI are given as components.
+
     Raises:
         ValueError: a network that bundles do not know.
     """
-    unknown = [type(network).__name__ for network in components.values() if type(network).__name__ not in NETWORKS]
-    if unknown:
-        raise ValueError(f"A bundle cannot hold {unknown[0]}; it knows {', '.join(NETWORKS)}.")
-    roles = {role: Component(type(network), network.config, {}) for role, network in components.items()}
+    roles = {role: _component(part) for role, part in components.items()}
     description = describe(Checkpoint(Path(path).name, system, roles, latent, schedule))
     tensors = {
         f"{role}.{name}": tensor.detach().to("cpu", dtype).contiguous()
-        for role, network in components.items()
-        for name, tensor in network.state_dict().items()
+        for role, component in roles.items()
+        for name, tensor in component.tensors.items()
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +94,14 @@ def save_bundle(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _component(part: nn.Module | Component) -> Component:
+    if isinstance(part, Component):
+        return part
+    if type(part).__name__ not in NETWORKS:
+        raise ValueError(f"A bundle cannot hold {type(part).__name__}; it knows {', '.join(NETWORKS)}.")
+    return Component(type(part), part.config, part.state_dict())
 
 
 def describe(checkpoint: Checkpoint, roles: Collection[str] | None = None) -> dict[str, object]:
@@ -181,7 +189,10 @@ def _components(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
         weights = next((weights for weights in found if weights), {})
         entry = entries.get(role, {"network": None, "config": _STOCK.get(role)})
         if weights and entry["network"] is None:
-            components[role] = Component(None, entry["config"], weights)
+            config = entry["config"]
+            # ComfyUI's networks are known by name, but for the one that may have any size.
+            sizes = from_mapping(ImageUNetConfig, config) if isinstance(config, Mapping) else config
+            components[role] = Component(None, sizes, weights)
         elif weights:
             network, config = NETWORKS[entry["network"]]
             components[role] = Component(network, from_mapping(config, entry["config"]), weights)

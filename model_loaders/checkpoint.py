@@ -30,6 +30,7 @@ class LatentSpec:
         spatial, temporal: how many pixels and frames one latent covers along an axis.
         scale, shift: as above.
         rgb_factors: linear map of a latent to a preview colour, (channels, 3), with `rgb_bias` (3,).
+        dimensions: 3 of videos, 2 of pictures.
     """
 
     channels: int = 4
@@ -39,6 +40,7 @@ class LatentSpec:
     shift: float = 0.0
     rgb_factors: tuple[tuple[float, ...], ...] | None = None
     rgb_bias: tuple[float, ...] | None = None
+    dimensions: int = 3
 
 
 class _UndrawnOperations(TorchOperations):

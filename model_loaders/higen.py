@@ -1,9 +1,7 @@
 """HiGen and ModelScopeT2V checkpoints: released layout, and ModelScopeT2V in diffusers' layout."""
 
-import json
-import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -13,13 +11,13 @@ from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family,
 from .errors import CheckpointError
 from .files import SCHEDULER
 from .keymap import KeyMap, Rule, strip_prefix
-from .unet_layout import RESIDUAL, UNetLayout, count
+from .scheduler import read_schedule
+from .unet_layout import DIFFUSERS_RESIDUAL, RESIDUAL, UNetLayout, count, diffusers_places
 
 # Latents of Stable Diffusion, frame by frame.
 LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
 HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity", offset_noise=0.1, eta=0.0)
 MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012, eta=0.0)
-PREDICTIONS: dict[str, Literal["noise", "velocity"]] = {"epsilon": "noise", "v_prediction": "velocity"}
 STEM_HEADS = 8
 """Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""
 
@@ -114,51 +112,19 @@ UNET_KEYS = KeyMap(
 
 def diffusers_to_released(residual_blocks: int) -> KeyMap:
     """Names of diffusers' `UNet3DConditionModel` to released ones, for a number of residual blocks per level."""
-    down, up = residual_blocks + 1, residual_blocks + 1
-
-    def entry(blocks: str, part: str) -> Rule:
-        kinds = {"resnets": 0, "temp_convs": 0, "attentions": 1, "temp_attentions": 2}
-        suffix = "temopral_conv." if part == "temp_convs" else ""
-
-        def place(match: re.Match[str]) -> str:
-            level, index = int(match[1]), int(match[2])
-            number = 1 + level * down + index if blocks == "down" else level * up + index
-            released = "input" if blocks == "down" else "output"
-            return f"{released}_blocks.{number}.{kinds[part]}.{suffix}"
-
-        return rf"^{blocks}_blocks\.(\d+)\.{part}\.(\d+)\.", place
-
-    def upsampler(match: re.Match[str]) -> str:
-        # Behind the residual block stand both transformers, where the level has them.
-        return f"output_blocks.{int(match[1]) * up + up - 1}.3.conv."
-
-    residual = r"^((?:in|out)put_blocks\.\d+\.0\.|middle_block\.[03]\.)"
-    parts = ("resnets", "temp_convs", "attentions", "temp_attentions")
+    parts = {"resnets": "0.", "temp_convs": "0.temopral_conv.", "attentions": "1.", "temp_attentions": "2."}
     return KeyMap(
         rules=(
-            (r"^time_embedding\.linear_(\d)\.", lambda match: f"time_embed.{2 * int(match[1]) - 2}."),
-            (r"^conv_in\.", "input_blocks.0.0."),
             (r"^transformer_in\.", "input_blocks.0.1."),
-            *(entry(blocks, part) for blocks in ("down", "up") for part in parts),
-            (
-                r"^down_blocks\.(\d+)\.downsamplers\.0\.conv\.",
-                lambda match: f"input_blocks.{(int(match[1]) + 1) * down}.op.",
-            ),
-            (r"^up_blocks\.(\d+)\.upsamplers\.0\.conv\.", upsampler),
+            # Behind the residual block stand both transformers, where the level has them.
+            *diffusers_places(residual_blocks, parts, "op.", lambda level: 3),
             (r"^mid_block\.(resnets|temp_convs)\.0\.", r"middle_block.0.\1."),
             (r"^mid_block\.(resnets|temp_convs)\.1\.", r"middle_block.3.\1."),
             (r"^(middle_block\.\d)\.resnets\.", r"\1."),
             (r"^(middle_block\.\d)\.temp_convs\.", r"\1.temopral_conv."),
             (r"^mid_block\.attentions\.0\.", "middle_block.1."),
             (r"^mid_block\.temp_attentions\.0\.", "middle_block.2."),
-            (r"^conv_norm_out\.", "out.0."),
-            (r"^conv_out\.", "out.2."),
-            (rf"{residual}norm1\.", r"\1in_layers.0."),
-            (rf"{residual}conv1\.(?!\d)", r"\1in_layers.2."),
-            (r"\.time_emb_proj\.", ".emb_layers.1."),
-            (rf"{residual}norm2\.", r"\1out_layers.0."),
-            (rf"{residual}conv2\.(?!\d)", r"\1out_layers.3."),
-            (r"\.conv_shortcut\.", ".skip_connection."),
+            *DIFFUSERS_RESIDUAL,
         )
     )
 
@@ -223,26 +189,9 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
             components[role] = Component(None, network, strip_prefix(tensors, prefix))
     if components[MODEL].network is HiGenUNet:
         return Checkpoint(name, "higen", components, LATENT, HIGEN_SCHEDULE)
-    return Checkpoint(name, "modelscope", components, LATENT, _schedule(name, metadata.get(SCHEDULER)))
-
-
-def _schedule(name: str, configuration: str | None) -> NoiseSchedule:
-    """The noise schedule of a folder's scheduler configuration; without one that of the published ModelScopeT2V."""
-    if configuration is None:
-        return MODELSCOPE_SCHEDULE
-    try:
-        said = json.loads(configuration)
-        kind, prediction = said.get("beta_schedule", "linear"), said.get("prediction_type", "epsilon")
-        start, end = float(said.get("beta_start", 0.0001)), float(said.get("beta_end", 0.02))
-        steps, stretched = int(said.get("num_train_timesteps", 1000)), bool(said.get("rescale_betas_zero_snr", False))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{name}: scheduler/scheduler_config.json cannot be read ({error}).") from error
-    if kind != "scaled_linear" or prediction not in PREDICTIONS:
-        raise CheckpointError(
-            f"{name}: its scheduler has beta_schedule {kind!r} and prediction_type {prediction!r}, expected "
-            f"'scaled_linear' and one of {', '.join(PREDICTIONS)}."
-        )
-    return NoiseSchedule(start, end, steps, stretched, PREDICTIONS[prediction], eta=0.0)
+    return Checkpoint(
+        name, "modelscope", components, LATENT, read_schedule(name, metadata.get(SCHEDULER), MODELSCOPE_SCHEDULE)
+    )
 
 
 FAMILY = Family("higen", _recognise, _read)

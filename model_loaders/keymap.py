@@ -27,13 +27,10 @@ class KeyMap:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename, squeeze and concatenate; works on meta tensors. ValueError where two tensors get one name."""
-        rules = [(re.compile(pattern), replacement) for pattern, replacement in self.rules]
         axes = [(re.compile(pattern), count) for pattern, count in self.axes]
         parts: dict[str, dict[int, Tensor]] = {}
         for name, tensor in tensors.items():
-            for pattern, replacement in rules:
-                name = pattern.sub(replacement, name)
-            name, _, part = name.partition("#")
+            name, _, part = self.rename(name).partition("#")
             for pattern, count in axes:
                 if pattern.search(name):
                     tensor = _with_axes(tensor, count)
@@ -42,6 +39,12 @@ class KeyMap:
                 raise ValueError(f"two tensors are both {name}")
             pieces[int(part or 0)] = tensor
         return {name: _joined([pieces[index] for index in sorted(pieces)]) for name, pieces in parts.items()}
+
+    def rename(self, name: str) -> str:
+        """One name by the rules, with the `#k` of a part."""
+        for pattern, replacement in self.rules:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
 def _joined(pieces: list[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """The numbering of U-Net blocks that released models share (that of Stable Diffusion 1), as rules and as numbers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,6 +40,57 @@ RESIDUAL: tuple[Rule, ...] = (
     (r"\.out_layers\.3\.", ".conv2."),
     (r"\.skip_connection\.", ".skip."),
 )
+
+
+def diffusers_places(
+    residual_blocks: int, parts: Mapping[str, str], downsampler: str, upsampler: Callable[[int], int]
+) -> tuple[Rule, ...]:
+    """Rules from names of diffusers' U-Nets to released ones.
+
+    Args:
+        residual_blocks: per level on the way down; there is one more on the way up.
+        parts: what the members of a level are called in an entry of the released lists, such as "attentions": "1.".
+        downsampler: what its convolution is called there.
+        upsampler: its place in an entry, by the number of its level on the way up.
+    """
+    steps = residual_blocks + 1
+
+    def member(blocks: str, part: str) -> Rule:
+        start, released = (1, "input") if blocks == "down" else (0, "output")
+
+        def place(match: re.Match[str]) -> str:
+            return f"{released}_blocks.{start + int(match[1]) * steps + int(match[2])}.{parts[part]}"
+
+        return rf"^{blocks}_blocks\.(\d+)\.{part}\.(\d+)\.", place
+
+    def below(match: re.Match[str]) -> str:
+        return f"input_blocks.{(int(match[1]) + 1) * steps}.{downsampler}"
+
+    def above(match: re.Match[str]) -> str:
+        level = int(match[1])
+        return f"output_blocks.{(level + 1) * steps - 1}.{upsampler(level)}.conv."
+
+    return (
+        (r"^time_embedding\.linear_(\d)\.", lambda match: f"time_embed.{2 * int(match[1]) - 2}."),
+        (r"^conv_in\.", "input_blocks.0.0."),
+        *(member(blocks, part) for blocks in ("down", "up") for part in parts),
+        (r"^down_blocks\.(\d+)\.downsamplers\.0\.conv\.", below),
+        (r"^up_blocks\.(\d+)\.upsamplers\.0\.conv\.", above),
+        (r"^conv_norm_out\.", "out.0."),
+        (r"^conv_out\.", "out.2."),
+    )
+
+
+_DIFFUSERS_RESIDUAL = r"^((?:in|out)put_blocks\.\d+\.0\.|middle_block\.[023]\.)"
+DIFFUSERS_RESIDUAL: tuple[Rule, ...] = (
+    (rf"{_DIFFUSERS_RESIDUAL}norm1\.", r"\1in_layers.0."),
+    (rf"{_DIFFUSERS_RESIDUAL}conv1\.(?!\d)", r"\1in_layers.2."),
+    (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (rf"{_DIFFUSERS_RESIDUAL}norm2\.", r"\1out_layers.0."),
+    (rf"{_DIFFUSERS_RESIDUAL}conv2\.(?!\d)", r"\1out_layers.3."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+)
+"""Rules for the inside of a residual block, once its place is the released one."""
 
 
 @dataclass(frozen=True)

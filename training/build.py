@@ -8,8 +8,10 @@ import torch
 
 from . import checkpoints
 from .autoencoder_task import AutoencoderTask
-from .config import AutoencoderRecipe, HiGenRecipe, Recipe, read_recipe
+from .config import AutoencoderRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, read_recipe
+from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
+from .image_task import ImageTask
 from .settings import RecipeError
 from .task import Task
 from .text_to_video_task import TextToVideoTask
@@ -23,6 +25,10 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
     mixed = uses_bf16(recipe.run.precision, device)
     if isinstance(recipe, HiGenRecipe):
         return HiGenTask(recipe, folder, device, mixed)
+    if isinstance(recipe, HarivoRecipe):
+        return HarivoTask(recipe, folder, device, mixed)
+    if isinstance(recipe, ImageRecipe):
+        return ImageTask(recipe, folder, device, mixed)
     return TextToVideoTask(recipe, folder, device, mixed)
 
 

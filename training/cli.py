@@ -19,6 +19,7 @@ from .data.captions import Split
 from .data.moving_shapes import MovingShapesConfig, held_out_captions, write_dataset
 from .evaluate import compare, evaluate_folder
 from .export import export
+from .lora import export_lora
 from .sample import Sampler, write_samples
 from .settings import InputError, describe
 from .trainer import Trainer, TrainingError
@@ -71,6 +72,10 @@ def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     bundle.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     bundle.add_argument("--weights", choices=("ema", "raw"), default="ema", help="default: %(default)s")
     bundle.add_argument("--scores", type=Path, metavar="FILE.json", help="score table of `evaluate` to store with it")
+    bundle.add_argument(
+        "--lora-of", type=Path, metavar="BASE", help="write what an image model adds to BASE (run or bundle) as a LoRA"
+    )
+    bundle.add_argument("--rank", type=_count, default=8, help="of the LoRA (default: %(default)s)")
     bundle.set_defaults(command=_export)
 
 
@@ -100,7 +105,7 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     evaluate.set_defaults(command=_evaluate)
 
-    sample = commands.add_parser("sample", help="make videos of held-out captions with a text-to-video run")
+    sample = commands.add_parser("sample", help="make videos (or pictures) of held-out captions with a run")
     sample.add_argument("source", type=Path, metavar="RUN_DIR|CHECKPOINT")
     sample.add_argument("--out", type=Path, required=True, metavar="DIR")
     sample.add_argument(
@@ -177,6 +182,12 @@ def _settings(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    if options.lora_of:
+        if len(options.sources) > 1:
+            raise InputError(f"--lora-of: found {len(options.sources)} sources, expected one")
+        values = export_lora(options.sources[0], options.lora_of, options.rank, options.out)
+        print(f"{options.out}: LoRA of {values / 1e6:.2f} M values, {options.out.stat().st_size / 1e6:.2f} MB")
+        return 0
     sizes = export(options.sources, options.out, options.weights, options.scores)
     listed = ", ".join(f"{role} {size / 1e6:.2f} M" for role, size in sizes.items())
     print(f"{options.out}: {listed} parameters, {options.out.stat().st_size / 1e6:.1f} MB")

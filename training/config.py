@@ -12,7 +12,9 @@ from ..kernels.networks.higen import HiGenUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
+from ..model_loaders.image_unet import ImageUNetConfig
 from .data.moving_shapes import MovingShapesConfig
+from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .settings import RecipeError, Table, read_section, section, setting
 from .validate import validate
 
@@ -155,6 +157,7 @@ class CaptionText:
     layers: int = setting(minimum=1, doc="transformer layers")
     heads: int = setting(minimum=1, doc="attention heads")
     max_tokens: int = setting(minimum=3, doc="tokens of a caption, start and end included")
+    frozen: bool = setting(False, doc="stays what initialization.weights has made it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,11 +169,21 @@ class ClipText:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageModelText:
+    """The caption encoder that an image model was trained with, frozen."""
+
+    kind: Literal["image_model"] = setting("image_model", doc="the caption encoder of the image model, frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The noise schedule: squares of a line between the roots of two betas."""
+    """The noise schedule."""
 
     linear_start: float = setting(0.00085, above=0, maximum=1, doc="first beta")
     linear_end: float = setting(0.012, above=0, maximum=1, doc="last beta")
+    spacing: Literal["roots", "even"] = setting(
+        "roots", doc="what is equally spaced: square roots of betas (Stable Diffusion), or betas (AnimateDiff, HARIVO)"
+    )
     zero_terminal_snr: bool = setting(False, doc="stretched so that nothing is left of a clip at the last time")
     prediction: Literal["noise", "velocity"] = setting("noise", doc="what the network predicts")
     offset_noise: float = setting(
@@ -183,6 +196,7 @@ class Schedule:
         return NoiseSchedule(
             self.linear_start,
             self.linear_end,
+            spacing=self.spacing,
             zero_terminal_snr=self.zero_terminal_snr,
             prediction=self.prediction,
             offset_noise=self.offset_noise,
@@ -209,7 +223,16 @@ class Diffusion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiserStart:
+class GivenWeights:
+    """Weights that a run goes on from, with the scale of their latents."""
+
+    weights: str = setting(
+        "", doc="run folder, checkpoint or bundle that all trained networks start from; empty: they are drawn"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserStart(GivenWeights):
     """How a UNet's weights are drawn; the defaults are those of the released models, which begin as image models.
 
     Which way something moves is a product of text, frame and place. From nothing it is learned only when a word and a
@@ -332,9 +355,89 @@ class HiGenRecipe:
     run: Run = setting(doc="length and output")
 
 
-DenoiserRecipe = TextToVideoRecipe | HiGenRecipe
-Recipe = AutoencoderRecipe | DenoiserRecipe
-RECIPES: dict[str, type] = {"autoencoder": AutoencoderRecipe, "text_to_video": TextToVideoRecipe, "higen": HiGenRecipe}
+@dataclass(frozen=True, kw_only=True)
+class ImageStart(GivenWeights):
+    """How an image model's weights are drawn: every branch begins without effect."""
+
+    text_gain: float = setting(
+        1.0, above=0, doc="factor on the output of text attention, in which a word is one of many at first"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecipe:
+    """An image model in Stable Diffusion's layout on single frames of clips."""
+
+    task: Literal["image"] = setting("image", doc="train an image model on single frames")
+    system: str = setting("image", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
+    network: ImageUNetConfig = setting(doc="the UNet")
+    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    initialization: ImageStart = section(ImageStart, doc="how the UNet starts")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionStart(GivenWeights):
+    """How the parts' weights are drawn; by default motion modules have no effect at first.
+
+    From nothing, which way things move is learned only when a word and a frame are seen clearly from the first step:
+    words through the frame tokens, frames through what attention over frames picks.
+    """
+
+    motion_gain: float = setting(
+        0.0, minimum=0, doc="factor on the output of motion modules as other layers are drawn; 0: no effect at first"
+    )
+    frame_focus: float = setting(
+        1.0, above=0, doc="factor on the queries of their attention, which otherwise reads the mean of all frames"
+    )
+    feed_forward_gain: float = setting(
+        1.0, above=0, doc="factor on the input of their feed-forward layers, in which features are multiplied"
+    )
+    token_gain: float = setting(
+        1.0,
+        above=0,
+        doc="factor on the weights of the frame tokens' layers; at 3 a text keeps its strength through them",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarivoRecipe:
+    """HARIVO: motion for a frozen image model."""
+
+    task: Literal["harivo"] = setting("harivo", doc="train motion for a frozen image model")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    fps: int = setting(8, minimum=1, doc="frames per second of the clips, which the exported file says")
+    data: Data = setting(doc="what it learns from")
+    image_model: ImageModelSource = setting(doc="the frozen image model")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="its autoencoder, one latent per frame")
+    text_encoder: ClipText | ImageModelText = setting(doc="its text encoder")
+    network: MotionParts = section(MotionParts, doc="parts around the image model")
+    losses: MotionLosses = section(MotionLosses, doc="weights of losses")
+    initialization: MotionStart = section(MotionStart, doc="how the parts start")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss of the noise")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe
+LatentRecipe = DenoiserRecipe | HarivoRecipe
+Recipe = AutoencoderRecipe | LatentRecipe
+RECIPES: dict[str, type] = {
+    "autoencoder": AutoencoderRecipe,
+    "text_to_video": TextToVideoRecipe,
+    "higen": HiGenRecipe,
+    "image": ImageRecipe,
+    "harivo": HarivoRecipe,
+}
 
 
 def read_table(path: Path) -> Table:

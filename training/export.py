@@ -9,22 +9,32 @@ from typing import Any
 from torch import nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
+from ..kernels.networks.harivo import MotionConfig, MotionNetwork
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.bundle import save_bundle
 from ..model_loaders.checkpoint import LatentSpec
+from ..model_loaders.files import encode_metadata
+from ..model_loaders.harivo import MOTION, save_motion
+from ..model_loaders.image_unet import ImageUNetConfig
 from . import checkpoints
-from .config import DenoiserRecipe, HiGenRecipe, Recipe, read_recipe
+from .config import DenoiserRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, TextToVideoRecipe, read_recipe
 from .first_stage import COPY_NAME, read_autoencoder
+from .image_unet import ImageUNet, component_of
 from .revision import git_revision
 from .settings import InputError, read_section, to_table
 
 NETWORKS: dict[str, tuple[Any, type]] = {
     "vae": (VideoAutoencoder, VideoAutoencoderConfig),
-    "diffusion_model": (TextToVideoUNet, TextToVideoUNetConfig),
     "text_encoder": (CaptionEncoder, CaptionEncoderConfig),
+    MOTION: (MotionNetwork, MotionConfig),
+}
+DENOISERS: dict[type, tuple[Any, type]] = {
+    TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
+    HiGenRecipe: (HiGenUNet, HiGenUNetConfig),
+    ImageRecipe: (ImageUNet, ImageUNetConfig),
 }
 
 
@@ -39,8 +49,7 @@ class Trained:
         tensors = state["ema"]["networks"] if weights == "ema" else state["networks"]
         self.networks: dict[str, nn.Module] = {}
         for role, config in state["configs"].items():
-            steered = role == "diffusion_model" and isinstance(self.recipe, HiGenRecipe)
-            network, kind = (HiGenUNet, HiGenUNetConfig) if steered else NETWORKS[role]
+            network, kind = DENOISERS[type(self.recipe)] if role == "diffusion_model" else NETWORKS[role]
             self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)
@@ -54,8 +63,8 @@ class Trained:
 def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | None = None) -> dict[str, int]:
     """Write a bundle of the networks of all sources, later ones first in doubt; returns parameters by component.
 
-    A text-to-video run brings the autoencoder that it was trained on. Raises InputError for unusable sources or an
-    output that is not named .safetensors.
+    A text-to-video run brings the autoencoder that it was trained on. A run of HARIVO gives a file of motion modules
+    alone. Raises InputError for unusable sources or an output that is not named .safetensors.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: found the ending {out.suffix!r}, expected .safetensors")
@@ -63,11 +72,25 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     trained = [Trained(source, weights) for source in sources]
     for part in trained:
         components |= part.networks
+    if any(isinstance(part.recipe, HarivoRecipe) for part in trained):
+        return _export_motion(trained, out, scores)
     main = next((part for part in trained if isinstance(part.recipe, DenoiserRecipe)), trained[-1])
     schedule = NoiseSchedule()
     if isinstance(main.recipe, DenoiserRecipe):
         schedule = main.recipe.schedule.noise_schedule()
-    metadata = {
+    metadata = _metadata(main, trained, scores)
+    latent = _latent_spec(main, components)
+    parts = {
+        role: component_of(network) if isinstance(network, ImageUNet) else network
+        for role, network in components.items()
+    }
+    assert not isinstance(main.recipe, HarivoRecipe)
+    save_bundle(out, parts, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
+    return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
+
+
+def _metadata(main: Trained, trained: list[Trained], scores: Path | None) -> dict[str, object]:
+    metadata: dict[str, object] = {
         "dataset": to_table(main.recipe.data),
         "dataset_seed": main.recipe.data.seed,
         "steps": {part.recipe.task: part.step for part in trained},
@@ -76,14 +99,25 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     }
     if scores is not None:
         metadata["scores"] = _read_scores(scores)
-    latent = _latent_spec(main, components)
-    save_bundle(out, components, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
-    return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
+    return metadata
+
+
+def _export_motion(trained: list[Trained], out: Path, scores: Path | None) -> dict[str, int]:
+    """The motion network of one run, without its image model."""
+    main = trained[0]
+    if len(trained) > 1 or not isinstance(main.recipe, HarivoRecipe):
+        raise InputError(f"found {len(trained)} sources, expected one: motion modules are a file of their own")
+    recipe, network = main.recipe, main.networks[MOTION]
+    assert isinstance(network, MotionNetwork)
+    said = {"fps": recipe.fps, "resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name}
+    metadata = encode_metadata(said | _metadata(main, trained, scores))
+    save_motion(out, network, recipe.schedule.noise_schedule(), **metadata)
+    return {MOTION: sum(p.numel() for p in network.parameters())}
 
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     if isinstance(main.recipe, DenoiserRecipe):
-        return LatentSpec(channels=main.recipe.network.out_channels, **main.facts)
+        return LatentSpec(channels=main.recipe.network.in_channels, **main.facts)
     autoencoder = components["vae"]
     assert isinstance(autoencoder, VideoAutoencoder)
     frames, height, _ = autoencoder.config.downsample

@@ -18,7 +18,7 @@ from .latents import Latents
 from .operations import TrainingOperations
 from .settings import RecipeError
 from .task import Batch, Losses
-from .text_to_video_task import TextToVideoTask
+from .text_to_video_task import TextToVideoTask, initialize_denoiser
 
 NEW_LAYERS = ("temporal", "resampler", "prior_in", "motion_embedding", "appearance_embedding", "time_embedding")
 """Parts of names of layers that an image model does not have, or whose gradients are not scaled."""
@@ -51,7 +51,9 @@ class HiGenTask(TextToVideoTask):
         return self._objective(pictures, tokens.repeat_interleave(count, dim=0))
 
     def _build_network(self) -> nn.Module:
-        return HiGenUNet(self.recipe.network, operations=TrainingOperations)
+        network = HiGenUNet(self.recipe.network, operations=TrainingOperations)
+        initialize_denoiser(network, self.recipe.initialization)
+        return network
 
     def _check_latents(self) -> None:
         super()._check_latents()

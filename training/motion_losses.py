@@ -14,18 +14,23 @@ from torch import Tensor, nn
 TEMPERATURE = 0.1
 
 
-def temporal_regularized_self_attention(maps: Sequence[Tensor]) -> Tensor:
+def attention_change(maps: Tensor) -> Tensor:
+    """How much the spatial attention of a layer changes from frame to frame, a scalar.
+
+    Args:
+        maps: softmaxed self-attention (B, F, heads, N, N).
+    """
+    return maps.diff(dim=1).abs().mean(dim=(0, 2, 3, 4)).sum()
+
+
+def temporal_regularized_self_attention(changes: Sequence[Tensor]) -> Tensor:
     """How much spatial attention changes from frame to frame (L_TRS), a scalar.
 
     Args:
-        maps: softmaxed self-attention (B, F, heads, N, N) of the decoder's layers, the deepest first; of N layers the
-            i-th has weight i/N.
+        changes: those of the decoder's layers, the deepest first; of N layers the i-th has weight i/N.
     """
-    total = maps[0].new_zeros(())
-    for index, attention in enumerate(maps, start=1):
-        change = attention.diff(dim=1).abs().mean(dim=(0, 2, 3, 4)).sum()
-        total = total + index / len(maps) * change
-    return total
+    together = torch.stack(list(changes))
+    return (together * torch.arange(1, len(changes) + 1).to(together) / len(changes)).sum()
 
 
 def image_regularization(video: Tensor, image: Tensor, timesteps: Tensor, steps: int) -> Tensor:
@@ -72,19 +77,23 @@ class ContrastiveProjection(nn.Module):
         return features
 
 
-class FeatureQueue:
-    """The newest features of earlier steps, the negatives of the contrastive loss."""
+class FeatureQueue(nn.Module):
+    """The newest features of earlier steps, the negatives of the contrastive loss: buffers, so that a run resumes."""
 
-    def __init__(self, length: int, channels: int, device: torch.device | None = None) -> None:
-        self.features = torch.zeros(length, channels, device=device)
-        self.filled = 0
+    features: Tensor
+    filled: Tensor
+
+    def __init__(self, length: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.zeros(length, channels))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
     def add(self, features: Tensor) -> None:
         """Put features (P, C) in, normalised and without gradient; the oldest leave."""
         new = F.normalize(features.detach().float(), dim=1)[-len(self.features) :]
-        self.features = torch.cat([self.features[len(new) :], new])
-        self.filled = min(len(self.features), self.filled + len(new))
+        self.features.copy_(torch.cat([self.features[len(new) :], new]))
+        self.filled.add_(len(new)).clamp_(max=len(self.features))
 
     def newest(self) -> Tensor:
-        """What it holds, (Q, C)."""
-        return self.features[len(self.features) - self.filled :]
+        """A copy of what it holds, (Q, C)."""
+        return self.features[len(self.features) - int(self.filled) :].clone()

@@ -9,27 +9,34 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, tokenize
+from ..kernels.networks.harivo import MotionNetwork
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from ..kernels.sampling.schedules import ddim_sigmas, ddim_step, ddim_timesteps, denoised_of
-from .config import MovingShapesData, TextToVideoRecipe
+from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
+from ..model_loaders.harivo import MOTION
+from .config import HarivoRecipe, ImageRecipe, MovingShapesData, TextToVideoRecipe
 from .data.video_files import write_video
 from .export import Trained
+from .image_model import open_image_model
+from .moving_unet import MovingModel
 from .settings import InputError
 
 BATCH = 16
 
 
 class Sampler:
-    """The networks of a finished text-to-video run, ready to make videos."""
+    """The networks of a finished run, ready to make videos, of one frame by image models."""
 
     def __init__(self, source: Path, device: torch.device) -> None:
         trained = Trained(source)
-        if not isinstance(trained.recipe, TextToVideoRecipe):
-            raise InputError(f"{source}: a run of {trained.recipe.task}, expected text_to_video")
+        if not isinstance(trained.recipe, TextToVideoRecipe | ImageRecipe | HarivoRecipe):
+            raise InputError(f"{source}: a run of {trained.recipe.task}, expected text_to_video, image or harivo")
+        if isinstance(trained.recipe, HarivoRecipe):
+            _add_image_model(trained.networks, Path(trained.recipe.image_model.path))
         if "vae" not in trained.networks or "text_encoder" not in trained.networks:
             raise InputError(f"{source}: its autoencoder or text encoder is not its own; sample with ComfyUI")
         self.recipe, self.device = trained.recipe, device
@@ -37,6 +44,7 @@ class Sampler:
         networks = {role: network.to(device) for role, network in trained.networks.items()}
         self.unet = networks["diffusion_model"]
         self.text_encoder, self.autoencoder = networks["text_encoder"], networks["vae"]
+        self.frames = 1 if isinstance(trained.recipe, ImageRecipe) else trained.recipe.data.frames
         self.schedule = trained.recipe.schedule.noise_schedule()
 
     @torch.no_grad()
@@ -44,7 +52,7 @@ class Sampler:
         """Captions (B) -> uint8 frames (B, T, H, W, 3); deterministic DDIM, noise drawn from the seed alone."""
         assert isinstance(self.autoencoder, VideoAutoencoder)
         config, data = self.autoencoder.config, self.recipe.data
-        pixels = (data.frames, data.size, data.size)
+        pixels = (self.frames, data.size, data.size)
         sizes = [size // factor for size, factor in zip(pixels, config.downsample, strict=True)]
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(captions), config.embed_dim, *sizes), generator=generator).to(self.device)
@@ -70,6 +78,15 @@ class Sampler:
         tokens = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
         encoded: Tensor = self.text_encoder(torch.tensor(tokens, device=self.device))
         return encoded
+
+
+def _add_image_model(networks: dict[str, nn.Module], path: Path) -> None:
+    """A moving denoiser and its text encoder, for motion that was trained around an image model."""
+    image, motion = open_image_model(path), networks.pop(MOTION)
+    assert isinstance(motion, MotionNetwork)
+    networks[MODEL] = MovingModel(image.unet, motion)
+    if image.text_encoder is not None:
+        networks[TEXT_ENCODER] = image.text_encoder
 
 
 def write_samples(sampler: Sampler, captions: list[str], folder: Path, steps: int, guidance: float, seed: int) -> None:

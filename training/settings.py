@@ -112,7 +112,9 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+    """The members of a union without None."""
+    members = typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return tuple(member for member in members if member is not types.NoneType)
 
 
 def _choose(kind: Any, table: Table, where: str) -> type:
@@ -141,8 +143,6 @@ def _nearest(key: str, names: typing.Iterable[str]) -> str:
 def _read_value(kind: Any, value: Any, where: str, limits: Table) -> Any:
     errors = []
     for option in _options(kind):
-        if option is type(None):
-            continue
         if dataclasses.is_dataclass(option):
             if not isinstance(value, dict):
                 raise RecipeError(f"{where}: found {value!r}, expected a section")

@@ -55,9 +55,27 @@ class TrainedCaptions:
 
     def tokens(self, captions: list[str]) -> Tensor:
         """Word numbers (B, N)."""
-        config = self.config
-        rows = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
-        return torch.tensor(rows, dtype=torch.int64).view(-1, config.max_tokens)
+        return caption_tokens(self.config, captions)
+
+
+class FrozenCaptions:
+    """A caption encoder that was trained before."""
+
+    trained = False
+
+    def __init__(self, network: CaptionEncoder) -> None:
+        self.network: nn.Module = network.eval().requires_grad_(False)
+        self.config, self.width = network.config, network.config.width
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Word numbers (B, N)."""
+        return caption_tokens(self.config, captions)
+
+
+def caption_tokens(config: CaptionEncoderConfig, captions: list[str]) -> Tensor:
+    """Captions as a caption encoder reads them, (B, N)."""
+    rows = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
+    return torch.tensor(rows, dtype=torch.int64).view(-1, config.max_tokens)
 
 
 class FrozenClip:

@@ -17,15 +17,25 @@ from ..kernels.layers.temporal import RelativePositions, TemporalAttention, Temp
 from ..kernels.networks.higen import HiGenUNet, Transformer
 from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
-from .config import DenoiserStart, HiGenRecipe, ImageFirstStage, TextToVideoRecipe
+from ..model_loaders.checkpoint import MODEL
+from . import checkpoints
+from .config import (
+    CaptionText,
+    DenoiserStart,
+    HarivoRecipe,
+    ImageFirstStage,
+    LatentRecipe,
+    TextToVideoRecipe,
+)
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
+from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .settings import RecipeError, Table
 from .task import Batch, Losses, RareClips
-from .text import open_text_encoder
+from .text import TextEncoder, open_text_encoder
 from .validate import text_width_key
 
 VALIDATION_TIMES = range(50, 1000, 100)
@@ -37,9 +47,12 @@ LARGEST_WEIGHT = 4.0
 class TextToVideoTask:
     """Squared error of the predicted noise at a random time, some captions left out for guidance."""
 
+    role = MODEL
+    """Of the trained denoiser among the networks."""
+
     def __init__(
         self,
-        recipe: TextToVideoRecipe | HiGenRecipe,
+        recipe: LatentRecipe,
         folder: Path,
         device: torch.device,
         mixed: bool,
@@ -58,7 +71,7 @@ class TextToVideoTask:
         if not any(texts):
             raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
         self._rare(texts)
-        text = open_text_encoder(recipe.text_encoder, recipe.data, texts)
+        text = self._open_text(texts)
         self._check_width(text.width)
         self.train_latents = self._encode(self.clips, "train", clip_count)
         self.held_out_latents = self._encode(held_out, "held_out", min(recipe.run.validation_clips, len(held_out)))
@@ -66,24 +79,34 @@ class TextToVideoTask:
         self.rare_clips = self._find_rare_clips()
 
         self.text_encoder = text.network.to(device)
-        self.unet = self._build_network().to(device)
-        initialize_denoiser(self.unet, recipe.initialization)
         self.tokens = text.tokens(self.train_latents.captions)
+        self.unet = self._build_network().to(device)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
-        self.networks: dict[str, nn.Module] = {"diffusion_model": self.unet}
+        self.networks: dict[str, nn.Module] = {self.role: self.unet}
         if text.trained:
             self.networks["text_encoder"] = self.text_encoder
         self.companions: dict[str, nn.Module] = {}
         self.facts: Table = self._measure()
+        if recipe.initialization.weights and not checkpoints.exist(folder):
+            self.facts |= start_from(Path(recipe.initialization.weights), self.networks)
+        if isinstance(recipe.text_encoder, CaptionText) and recipe.text_encoder.frozen:
+            self.text_encoder.requires_grad_(False)
+
+    def _open_text(self, captions: list[str]) -> TextEncoder:
+        assert not isinstance(self.recipe, HarivoRecipe)
+        return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _build_network(self) -> nn.Module:
         assert isinstance(self.recipe, TextToVideoRecipe)
-        return TextToVideoUNet(self.recipe.network, operations=TrainingOperations)
+        network = TextToVideoUNet(self.recipe.network, operations=TrainingOperations)
+        initialize_denoiser(network, self.recipe.initialization)
+        return network
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer for all networks."""
-        return {"denoiser": [part for network in self.networks.values() for part in network.parameters()]}
+        parts = [part for network in self.networks.values() for part in network.parameters()]
+        return {"denoiser": [part for part in parts if part.requires_grad]}
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice, tokens (B, N) and what cues are made of, the same in every epoch."""
@@ -101,14 +124,21 @@ class TextToVideoTask:
         return self._objective(latents, tokens, **self._cues(latents, step, *extras))
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
+        times, tokens, noise = self._draw(latents, tokens)
+        errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
+        return Losses({"denoiser": self._weighted(errors, times, latents)}, {"loss": errors.mean()})
+
+    def _draw(self, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Times (B,), tokens of which some are the empty caption's, and noise."""
         times = torch.multinomial(self.weights.sqrt(), len(latents), replacement=True)
         dropped = torch.rand(len(latents), 1, device=self.device) < self.recipe.diffusion.caption_dropout
-        tokens = torch.where(dropped, self.empty_tokens, tokens)
-        noise = self._with_offset(torch.randn_like(latents))
-        errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
+        return times, torch.where(dropped, self.empty_tokens, tokens), self._with_offset(torch.randn_like(latents))
+
+    def _weighted(self, errors: Tensor, times: Tensor, latents: Tensor) -> Tensor:
+        """Mean of errors (B,) with the rest of their times' weights, and those of their contrast."""
         factors = self.weights.sqrt().mean() * self.weights[times].sqrt()
         factors = factors * contrast_weights(latents, self.recipe.diffusion.contrast_power)
-        return Losses({"denoiser": (factors * errors).mean()}, {"loss": errors.mean()})
+        return (factors * errors).mean()
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """The loss on held-out captions over fixed times and noise."""
@@ -151,7 +181,15 @@ class TextToVideoTask:
         """Squared error per clip (B,); cues go to the network."""
         noisy = add_noise(self.schedule, latents, times, noise)
         context = networks.get("text_encoder", self.text_encoder)(tokens)
-        predicted = networks["diffusion_model"](noisy, times, context, **cues)
+        predicted = self._predict(networks[self.role], noisy, times, context, **cues)
+        return self._errors(predicted, latents, times, noise)
+
+    def _predict(self, network: nn.Module, noisy: Tensor, times: Tensor, context: Tensor, **cues: Tensor) -> Tensor:
+        predicted: Tensor = network(noisy, times, context, **cues)
+        return predicted
+
+    def _errors(self, predicted: Tensor, latents: Tensor, times: Tensor, noise: Tensor) -> Tensor:
+        """Squared error of the noise or velocity per clip (B,)."""
         target = noise if self.schedule.prediction == "noise" else velocity(self.schedule, latents, times, noise)
         return F.mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
 
@@ -174,10 +212,8 @@ class TextToVideoTask:
 
     def _measure(self) -> Table:
         """The latent space: pixels and frames per latent, scale and shift, and the colours of a preview."""
-        stage, data = self.recipe.autoencoder, self.recipe.data
-        scale, shift = (
-            (stage.scale, 0.0) if isinstance(stage, ImageFirstStage) else self.train_latents.scale_and_shift()
-        )
+        data = self.recipe.data
+        scale, shift = self._scale_and_shift()
         videos, _ = stack_videos(self.clips, self.train_latents.indices[:PREVIEW_CLIPS])
         mean, _ = self.train_latents.take(list(range(len(videos))))
         factors, bias = fit_preview(scale * (mean.float() + shift), to_pixels(videos))
@@ -190,15 +226,25 @@ class TextToVideoTask:
             "rgb_bias": bias,
         }
 
+    def _scale_and_shift(self) -> tuple[float, float]:
+        stage = self.recipe.autoencoder
+        return (stage.scale, 0.0) if isinstance(stage, ImageFirstStage) else self.train_latents.scale_and_shift()
+
     def _check_latents(self) -> None:
         """Before anything is encoded: whether clips fit the autoencoder and its latents the network."""
-        data, network = self.recipe.data, self.recipe.network
+        data = self.recipe.data
         channels, (frames, *sizes) = latent_layout(self.autoencoder)
-        if network.in_channels != channels:
-            raise RecipeError(f"network.in_channels: found {network.in_channels}, the autoencoder has {channels}")
+        key, found = self._network_channels()
+        if found != channels:
+            raise RecipeError(f"{key}: found {found}, the autoencoder has {channels}")
         for key, found, factor in (("frames", data.frames, frames), ("size", data.size, max(sizes))):
             if found % factor:
                 raise RecipeError(f"data.{key}: found {found}, the autoencoder takes multiples of {factor}")
+
+    def _network_channels(self) -> tuple[str, int]:
+        """Channels that the network reads, and the setting that says so."""
+        assert not isinstance(self.recipe, HarivoRecipe)
+        return "network.in_channels", self.recipe.network.in_channels
 
     def _rare(self, captions: list[str]) -> Tensor:
         """Which captions are seldom shown at first, (captions,) bool; RecipeError when that is none or all of them."""
@@ -221,6 +267,7 @@ class TextToVideoTask:
         )
 
     def _check_width(self, text_width: int) -> None:
+        assert not isinstance(self.recipe, HarivoRecipe)
         key = text_width_key(self.recipe)
         found = getattr(self.recipe.network, key)
         if found != text_width:

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -283,4 +283,4 @@ def _plain_config(network: nn.Module) -> dict[str, Any]:
     config = network.config
     if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{type(network).__name__}.config is {config!r}, expected a dataclass")
-    return asdict(config)
+    return to_table(config)

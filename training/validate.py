@@ -9,7 +9,8 @@ from .settings import RecipeError
 if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
-    from .config import AutoencoderRecipe, HiGenRecipe, Recipe, TextToVideoRecipe
+    from ..model_loaders.image_unet import ImageUNetConfig
+    from .config import AutoencoderRecipe, DenoiserRecipe, HarivoRecipe, LatentRecipe, Recipe
 
 
 def validate(recipe: Recipe, name: str) -> None:
@@ -21,6 +22,10 @@ def validate(recipe: Recipe, name: str) -> None:
         else:
             if recipe.task == "higen":
                 _validate_higen(recipe.network)
+            elif recipe.task == "harivo":
+                _validate_motion(recipe)
+            elif recipe.task == "image":
+                _validate_image(recipe.network)
             else:
                 _validate_unet(recipe.network)
             _validate_text_and_noise(recipe)
@@ -32,7 +37,7 @@ def validate(recipe: Recipe, name: str) -> None:
         raise RecipeError(f"{name}: {error}") from error
 
 
-def text_width_key(recipe: TextToVideoRecipe | HiGenRecipe) -> str:
+def text_width_key(recipe: DenoiserRecipe) -> str:
     """Which setting of the network is the width of its text encoder's tokens."""
     return "text_width" if recipe.task == "higen" else "context_width"
 
@@ -93,7 +98,28 @@ def _validate_higen(network: HiGenUNetConfig) -> None:
     _multiple("network: 4 * model_channels", 4 * network.model_channels, network.resampler_heads, "resampler_heads")
 
 
-def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig) -> dict[int, int]:
+def _validate_motion(recipe: HarivoRecipe) -> None:
+    frames, schedule = recipe.data.frames, recipe.schedule
+    if frames < 2:
+        raise RecipeError(f"data.frames: found {frames}, expected at least 2")
+    if frames > recipe.network.max_frames:
+        raise RecipeError(
+            f"data.frames: found {frames}, expected at most network.max_frames = {recipe.network.max_frames}"
+        )
+    if schedule.prediction != "noise" or schedule.zero_terminal_snr:
+        raise RecipeError(
+            'schedule: expected prediction = "noise" without zero_terminal_snr: files of motion modules say no other'
+        )
+
+
+def _validate_image(network: ImageUNetConfig) -> None:
+    _at_least_one("network.heads", network.heads)
+    for width in _validate_levels(network).values():
+        _multiple("network: width", width, network.norm_groups, "the groups of its norms")
+        _multiple("network: width", width, network.heads, "network.heads")
+
+
+def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig | ImageUNetConfig) -> dict[int, int]:
     """What both layouts share; returns the width at every downsampling factor."""
     for key in ("in_channels", "model_channels", "num_res_blocks", "context_width", "norm_groups"):
         _at_least_one(f"network.{key}", getattr(network, key))
@@ -116,9 +142,11 @@ def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig) -> dict[i
     return levels
 
 
-def _validate_text_and_noise(recipe: TextToVideoRecipe | HiGenRecipe) -> None:
+def _validate_text_and_noise(recipe: LatentRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
-    if text.kind == "captions":
+    if recipe.task != "harivo" and text.kind == "captions":
+        if text.frozen and not recipe.initialization.weights:
+            raise RecipeError("text_encoder.frozen: found true without initialization.weights, which it would stay")
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
         key = text_width_key(recipe)
         found = getattr(recipe.network, key)

@@ -1,4 +1,4 @@
-"""Latent formats: scale, sizes and live previews of 5D latents (B, C, T, H, W)."""
+"""Latent formats: scale, sizes and live previews of latents (B, C, T, H, W), and of pictures (B, C, H, W)."""
 
 import math
 
@@ -9,20 +9,18 @@ from ..checkpoint import LatentSpec
 from .compat import latent_formats, model_management
 
 
-class VideoLatentFormat(latent_formats.LatentFormat):
-    """A latent format made of a `LatentSpec`; the preview shows all frames as a contact sheet."""
+class DescribedLatentFormat(latent_formats.LatentFormat):
+    """A latent format made of a `LatentSpec`, of pictures."""
 
-    latent_dimensions = 3
+    latent_dimensions = 2
 
-    def __init__(self, spec: LatentSpec, fewest: int = 2) -> None:
-        """`fewest`: latents along time that the model takes; single ones come from nodes for images by mistake."""
-        self.spec, self.fewest = spec, fewest
+    def __init__(self, spec: LatentSpec) -> None:
+        self.spec = spec
         self.scale_factor = spec.scale
         self.latent_channels = spec.channels
         self.spacial_downscale_ratio = spec.spatial
         self.temporal_downscale_ratio = spec.temporal
         self.latent_rgb_factors, self.latent_rgb_factors_bias = _preview_colours(spec)
-        self.latent_rgb_factors_reshape = contact_sheet
 
     def process_in(self, latent: Tensor) -> Tensor:
         """Autoencoder space -> diffusion space."""
@@ -31,6 +29,18 @@ class VideoLatentFormat(latent_formats.LatentFormat):
     def process_out(self, latent: Tensor) -> Tensor:
         """Diffusion space -> autoencoder space."""
         return latent / self.spec.scale - self.spec.shift
+
+
+class VideoLatentFormat(DescribedLatentFormat):
+    """The same of videos; the preview shows all frames as a contact sheet."""
+
+    latent_dimensions = 3
+
+    def __init__(self, spec: LatentSpec, fewest: int = 2) -> None:
+        """`fewest`: latents along time that the model takes; single ones come from nodes for images by mistake."""
+        super().__init__(spec)
+        self.fewest = fewest
+        self.latent_rgb_factors_reshape = contact_sheet
 
 
 def contact_sheet(latent: Tensor) -> Tensor:

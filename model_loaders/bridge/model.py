@@ -9,12 +9,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from ..bundle import DESCRIPTION, describe, description_tensor
 from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
-from ..errors import CheckpointError
+from ..keymap import check_tensors
 from .compat import (
     conds,
-    model_base,
     model_management,
     model_patcher,
     patcher_extension,
@@ -22,9 +20,10 @@ from .compat import (
     utils,
 )
 from .cues import CUES, Cue
+from .described import DescribedModel, prediction_of, sampling_settings
+from .image_model import ImageModelConfig
 from .latent import VideoLatentFormat
 from .operations import network_operations
-from .sampling import BETA_SCHEDULES
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +79,11 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
     return Bridged
 
 
-class VideoModel(model_base.BaseModel):
+class VideoModel(DescribedModel):
     """A diffusion model on 5D latents."""
 
     def __init__(self, config: "VideoModelConfig", device: torch.device | None = None) -> None:
-        kind = {"noise": model_base.ModelType.EPS, "velocity": model_base.ModelType.V_PREDICTION}
-        prediction = kind[config.checkpoint.schedule.prediction]
+        prediction = prediction_of(config.checkpoint.schedule)
         super().__init__(config, prediction, device=device, unet_model=bridged(config.network))
         self.checkpoint = config.checkpoint
 
@@ -125,16 +123,13 @@ class VideoModel(model_base.BaseModel):
         text = kwargs.get("cross_attn")
         if width is None:
             out.pop("c_crossattn", None)
-        elif text is not None and text.shape[-1] != width:
-            raise ValueError(
-                f"The text has width {text.shape[-1]}, this model was made for {width}: encode the prompt with the "
-                f"CLIP that belongs to {self.checkpoint.name}."
-            )
-        elif text is not None and hasattr(self.diffusion_model, "encode_text") and not kwargs.get("hooks"):
+        elif text is not None:
+            self.check_text(text, width)
             # The same at every step: once per run, and of one length whatever the prompt's. Hooks change weights later.
-            tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
-            out["text_tokens"] = Cue(tokens)
-            out.pop("c_crossattn", None)
+            if hasattr(self.diffusion_model, "encode_text") and not kwargs.get("hooks"):
+                tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
+                out["text_tokens"] = Cue(tokens)
+                out.pop("c_crossattn", None)
         cues = kwargs.get(CUES, {})
         missing = [name for name in getattr(self.diffusion_model, "video_cues", ()) if name not in cues]
         if missing and kwargs["noise"].shape[2] > 1:
@@ -184,12 +179,6 @@ class VideoModel(model_base.BaseModel):
             cond_key, cond_value, window, x_in, device, retain_index_list or []
         )
 
-    def state_dict_for_saving(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        """What the stock save nodes write, with the description that the loaders need beside the weights."""
-        tensors = super().state_dict_for_saving(*args, **kwargs)
-        tensors[DESCRIPTION] = description_tensor(describe(self.checkpoint, [MODEL]))
-        return tensors
-
 
 class VideoModelConfig(supported_models_base.BASE):
     """ComfyUI's view of a checkpoint's denoiser."""
@@ -199,22 +188,20 @@ class VideoModelConfig(supported_models_base.BASE):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         component = checkpoint.component(MODEL)
-        if component.network is None:
-            raise CheckpointError(f"{checkpoint.name}: its denoiser is one of ComfyUI's, use the core loader.")
+        assert component.network is not None
         fewest = getattr(component.network, "fewest_frames", 2)
         self.latent_format = lambda: VideoLatentFormat(checkpoint.latent, fewest)
         super().__init__({"config": component.config})
         self.checkpoint, self.network = checkpoint.without_weights(), component.network
-        schedule = checkpoint.schedule
-        self.sampling_settings = {
-            "beta_schedule": BETA_SCHEDULES[schedule.spacing],
-            "linear_start": schedule.linear_start,
-            "linear_end": schedule.linear_end,
-            "timesteps": schedule.steps,
-            "zsnr": schedule.zero_terminal_snr,
-        }
+        self.sampling_settings = sampling_settings(checkpoint.schedule)
         values = component.network.activation_values * component.config.model_channels  # type: ignore[attr-defined]
         self.memory_usage_factor = values / _FACTOR_UNIT
+
+    def get_model(
+        self, state_dict: dict[str, Tensor], prefix: str = "", device: torch.device | None = None
+    ) -> VideoModel:
+        """The model without its weights."""
+        return VideoModel(self, device)
 
 
 @dataclass(frozen=True)
@@ -238,9 +225,15 @@ def load_model(path: str, options: LoadOptions | None = None, disable_dynamic: b
 
 
 def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable_dynamic: bool = False) -> object:
-    """MODEL of a checkpoint that was read; its tensors are used up."""
-    tensors = dict(checkpoint.component(MODEL).tensors)
-    config = VideoModelConfig(checkpoint)
+    """MODEL of a checkpoint that was read; its tensors are used up.
+
+    Raises:
+        CheckpointError: the network is ComfyUI's, and the file does not describe it or its tensors do not fit.
+    """
+    component = checkpoint.component(MODEL)
+    tensors = dict(component.tensors)
+    # A network that is not ours is ComfyUI's, in the one layout that files may describe.
+    config = ImageModelConfig(checkpoint) if component.network is None else VideoModelConfig(checkpoint)
     device = model_management.get_torch_device()
     supported = config.supported_inference_dtypes
     stored = dtype or utils.weight_dtype(tensors)
@@ -249,14 +242,18 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable
         model_params=parameters, supported_dtypes=supported, weight_dtype=stored
     )
     config.set_inference_dtype(weights, model_management.unet_manual_cast(weights, device, supported))
-    model = VideoModel(config)
+    model = config.get_model(tensors)
+    if component.network is None:
+        check_tensors(model.diffusion_model, tensors, checkpoint.name)
     offload = model_management.unet_offload_device()
     kind = model_patcher.ModelPatcher if disable_dynamic else model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=offload)
     if not model_management.is_device_cpu(offload):
         model.to(offload)
     model.load_model_weights(tensors, "", assign=patcher.is_dynamic())
-    log.info("Loaded %s: %s, %.0f M parameters", checkpoint.name, config.network.__name__, parameters / 1e6)
+    log.info(
+        "Loaded %s: %s, %.0f M parameters", checkpoint.name, type(model.diffusion_model).__name__, parameters / 1e6
+    )
     return patcher
 
 

@@ -1,6 +1,7 @@
-"""Native VAE objects: LVDM's 3D autoencoder, and any image VAE as a VAE of videos."""
+"""Native VAE objects: 3D autoencoders, those of single frames, and any image VAE as a VAE of videos."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,8 +18,8 @@ from .operations import network_operations
 log = logging.getLogger(__name__)
 
 
-class VideoVAE(sd.VAE):
-    """VAE of a 3D autoencoder that is not causal: f frames per latent along time."""
+class OwnVAE(sd.VAE):
+    """VAE of one of our autoencoders; what is encoded and decoded is told by the classes below."""
 
     def __init__(
         self, network: VideoAutoencoder, tensors: dict[str, Tensor], description: Mapping[str, object]
@@ -26,12 +27,8 @@ class VideoVAE(sd.VAE):
         """Does what the base class does after it has recognised a file; the base constructor is not called."""
         config = network.config
         self.description = description
-        frames, height, width = config.downsample
-        self.latent_channels, self.latent_dim, self.output_channels = config.embed_dim, 3, config.image_channels
-        self.upscale_ratio = (lambda count: count * frames, height, width)
-        self.upscale_index_formula = (frames, height, width)
-        self.downscale_ratio = (lambda count: count // frames, height, width)
-        self.downscale_index_formula = (frames, height, width)
+        self.latent_channels, self.output_channels = config.embed_dim, config.image_channels
+        self._set_sizes(*config.downsample)
         self.process_input = lambda image: image * 2.0 - 1.0
         self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
         self.working_dtypes = [torch.bfloat16, torch.float32]
@@ -40,8 +37,12 @@ class VideoVAE(sd.VAE):
         self.crop_input, self.handles_tiling, self.not_video = True, False, False
         self.pad_channel_value = self.size = self.extra_1d_channel = self.format_encoded = None
         self.audio_sample_rate = 44100
-        self._set_memory_estimates(config.n_hiddens, frames * height * width)
+        self._set_memory_estimates(config.n_hiddens, math.prod(config.downsample))
         self._install(network, tensors)
+
+    def _set_sizes(self, frames: int, height: int, width: int) -> None:
+        """Axes of a latent, and pixels under one."""
+        raise NotImplementedError
 
     def _set_memory_estimates(self, width: int, pixels_per_latent: int) -> None:
         # Live tensors at full size, counted in the forward pass: input, norm and output of the last residual block.
@@ -67,6 +68,17 @@ class VideoVAE(sd.VAE):
     def get_sd(self) -> dict[str, Tensor]:
         """What the stock save nodes write: the weights, and the description that the loaders need."""
         return {**super().get_sd(), DESCRIPTION: description_tensor(self.description)}
+
+
+class VideoVAE(OwnVAE):
+    """VAE of a 3D autoencoder that is not causal: f frames per latent along time."""
+
+    def _set_sizes(self, frames: int, height: int, width: int) -> None:
+        self.latent_dim = 3
+        self.upscale_ratio = (lambda count: count * frames, height, width)
+        self.upscale_index_formula = (frames, height, width)
+        self.downscale_ratio = (lambda count: count // frames, height, width)
+        self.downscale_index_formula = (frames, height, width)
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Frames (T, H, W, 3) or clips (B, T, H, W, 3) in 0..1 -> latents (B, C, T/f, H/f, W/f).
@@ -115,6 +127,47 @@ class VideoVAE(sd.VAE):
         if kept < count:
             log.warning("%d frames were cut to %d: this VAE takes multiples of %d", count, kept, factor)
         return clips[:, :kept]
+
+
+class PictureAutoencoder(VideoAutoencoder):
+    """An autoencoder with one latent per frame, on pictures."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in -1..1 -> mean latents (B, C, h, w)."""
+        return super().encode(x[:, :, None])[:, :, 0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, C, h, w) -> pixels (B, 3, H, W)."""
+        return super().decode(z[:, :, None])[:, :, 0]
+
+
+class PictureVAE(OwnVAE):
+    """VAE of such an autoencoder."""
+
+    def _set_sizes(self, frames: int, height: int, width: int) -> None:
+        self.latent_dim = 2
+        self.upscale_ratio = self.downscale_ratio = height
+        self.upscale_index_formula = self.downscale_index_formula = None
+
+    def decode(self, samples_in: Tensor, vae_options: dict[str, object] | None = None) -> Tensor:
+        """Latents (B, C, H, W) -> pictures (B, H*f, W*f, 3) in 0..1.
+
+        Raises:
+            ValueError: latents of videos, or of another VAE.
+        """
+        return super().decode(self._own_latents(samples_in), vae_options or {})
+
+    def decode_tiled(self, samples: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """`decode` in tiles; the arguments are the base class's."""
+        return super().decode_tiled(self._own_latents(samples), *args, **kwargs)
+
+    def _own_latents(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise ValueError(
+                f"This VAE decodes latents of pictures (batch, {self.latent_channels}, height, width), found "
+                f"{tuple(latents.shape)}: use the VAE that belongs to the model."
+            )
+        return latents
 
 
 class FramewiseVAE(sd.VAE):
@@ -188,9 +241,15 @@ def make_vae(checkpoint: Checkpoint) -> sd.VAE:
         return FramewiseVAE(_stock_vae(component.tensors, checkpoint.name))
     if component.network is not VideoAutoencoder:
         raise CheckpointError(f"{checkpoint.name}: no VAE is made of a {component.network.__name__}.")
-    operations = network_operations(ops.disable_weight_init)
-    network = VideoAutoencoder(component.config, operations=operations)  # type: ignore[arg-type]
-    return VideoVAE(network, dict(component.tensors), describe(checkpoint, [VAE]))
+    pictures = checkpoint.latent.dimensions == 2
+    if pictures and component.config.downsample[0] != 1:  # type: ignore[attr-defined]
+        raise CheckpointError(
+            f"{checkpoint.name}: its autoencoder has one latent for several frames, pictures need one for each. The "
+            "file was put together wrongly."
+        )
+    kind, vae = (PictureAutoencoder, PictureVAE) if pictures else (VideoAutoencoder, VideoVAE)
+    network = kind(component.config, operations=network_operations(ops.disable_weight_init))  # type: ignore[arg-type]
+    return vae(network, dict(component.tensors), describe(checkpoint, [VAE]))
 
 
 def _stock_vae(tensors: Mapping[str, Tensor], name: str) -> sd.VAE:
@@ -211,7 +270,7 @@ def _stock_vae(tensors: Mapping[str, Tensor], name: str) -> sd.VAE:
 
 
 def _positions(shape: tuple[int, ...]) -> int:
-    return shape[2] * shape[3] * shape[4]
+    return math.prod(shape[2:])
 
 
 def _same(count: int) -> int:

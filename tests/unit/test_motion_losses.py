@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from weft.training.motion_losses import (
     ContrastiveProjection,
     FeatureQueue,
+    attention_change,
     decoupled_contrastive,
     image_regularization,
     temporal_regularized_self_attention,
@@ -19,7 +20,8 @@ VECTORS = load_file(Path(__file__).resolve().parents[1] / "data" / "harivo" / "m
 
 
 def test_temporal_regularized_self_attention():
-    found = temporal_regularized_self_attention([VECTORS[f"trs.map_{index}"] for index in (1, 2, 3)])
+    changes = [attention_change(VECTORS[f"trs.map_{index}"]) for index in (1, 2, 3)]
+    found = temporal_regularized_self_attention(changes)
     torch.testing.assert_close(found[None], VECTORS["trs.loss"], rtol=0, atol=1e-10)
 
 

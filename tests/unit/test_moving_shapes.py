@@ -1,5 +1,6 @@
 """Moving Shapes: captions, splits, true trajectories, rendering and files."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -302,3 +303,37 @@ def test_fading_objects_keep_hue_and_double_at_most():
             assert np.ptp(track.colours / brightness[:, None], axis=0).max() < 1e-9
             factors.append(brightness[-1] / brightness[0])
     assert 1 <= min(factors) < 1.05 and 1.8 < max(factors) <= 2
+
+
+def test_clips_of_one_style_are_those_of_another_drawn_differently():
+    flat, shaded, underlit = (
+        MovingShapes(replace(CONFIG, styles=(style,))).clip(3) for style in ("flat", "shaded", "underlit")
+    )
+    assert flat.objects[0].centres.tolist() == shaded.objects[0].centres.tolist()
+    x, y = np.floor(flat.objects[0].centres[0]).astype(int)
+    reach = int(flat.objects[0].radii[0] / 2)
+    levels = {}
+    for clip in (flat, shaded, underlit):
+        frame = render(clip)[0].astype(int).sum(axis=-1)
+        levels[clip.style] = frame[y - reach, x] - frame[y + reach, x]
+        assert np.array_equal(render(clip)[0][0, 0], render(flat)[0][0, 0])
+    assert levels["flat"] == 0 and levels["shaded"] > 20 and levels["underlit"] < -60
+
+
+def test_a_style_is_drawn_for_each_clip():
+    data = MovingShapes(replace(CONFIG, styles=("flat", "shaded")))
+    styles = [data.clip(index).style for index in range(100)]
+    assert 35 < styles.count("shaded") < 65
+    assert all(data.clip(index).style == style for index, style in enumerate(styles[:5]))
+
+
+def test_the_flat_style_is_what_there_was_before_styles():
+    """Hash of the pixels before there were styles."""
+    frames, _ = MovingShapes(MovingShapesConfig(seed=0))[7]
+    assert hashlib.sha256(frames.tobytes()).hexdigest()[:16] == "904d8287edcf8929"
+
+
+@pytest.mark.parametrize("styles", [(), ("flat", "oil")])
+def test_unknown_styles_are_refused(styles):
+    with pytest.raises(ValueError, match="expected at least one of flat, shaded, underlit"):
+        MovingShapesConfig(styles=styles)

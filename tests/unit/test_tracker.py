@@ -57,6 +57,12 @@ def test_reads_clips_that_fade_and_accelerate():
     assert_all_read(found)
 
 
+@pytest.mark.parametrize("style", ["shaded", "underlit"])
+def test_reads_every_style(style):
+    data = MovingShapes(MovingShapesConfig(styles=(style,), two_objects=0.25))
+    assert_all_read(accuracies((data.clip(index) for index in range(100)), lambda frames: frames))
+
+
 def test_reads_soft_noisy_and_flickering_clips():
     """What a small video model adds: soft edges (sigma 1.5 pixels), noise, flicker and washed-out, trailing objects."""
     rng = np.random.default_rng(0)

@@ -45,6 +45,8 @@ HUE_JITTER = 0.02
 SATURATION, VALUE = (0.85, 1.0), (0.8, 1.0)
 FADING_VALUE = (0.66, 0.70)
 """Brightness in the middle of a clip that fades: it can still double from end to end."""
+SHADE, UNDERLIT_SHADE = 0.6, 0.35
+"""Brightness of the dark side of shaded and underlit objects; the tracker reads these as surely as flat ones."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,16 @@ class MovingShapesConfig:
     fade: float = setting(
         0.0, minimum=0, maximum=0.7, doc="largest logarithm of the factor by which objects get brighter in a clip"
     )
+    styles: tuple[str, ...] = setting(
+        ("flat",), doc="how objects are drawn, one per clip: flat, shaded (lit from above), underlit (dark above)"
+    )
     count: int = setting(30_000, minimum=1, doc="clips in each split")
     seed: int = setting(0, minimum=0, doc="decides every clip together with its split and index")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for styles that cannot be drawn."""
+        if not self.styles or not set(self.styles) <= set(STYLES):
+            raise ValueError(f"styles: found {list(self.styles)}, expected at least one of {', '.join(STYLES)}")
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,7 @@ class Clip:
     objects: tuple[ObjectTrack, ...]
     backgrounds: np.ndarray
     size: int
+    style: str = "flat"
 
 
 def sample_spec(rng: np.random.Generator, config: MovingShapesConfig, split: Split = "train") -> ClipSpec:
@@ -129,7 +140,9 @@ def animate(spec: ClipSpec, rng: np.random.Generator, config: MovingShapesConfig
         for index, shape in enumerate(spec.objects)
     )
     background = np.full((config.frames, 3), rng.uniform(*BACKGROUND_LEVELS[spec.background]))
-    return Clip(spec, objects, background, config.size)
+    # Drawn last, and only where there is a choice: clips of one style are the same whatever it is.
+    style = config.styles[rng.integers(len(config.styles))] if len(config.styles) > 1 else config.styles[0]
+    return Clip(spec, objects, background, config.size, style)
 
 
 def _lag(frames: int) -> np.ndarray:
@@ -182,6 +195,8 @@ def render(clip: Clip) -> np.ndarray:
         y = grid[None, :, None] - centres[:, 1, None, None]
         cover = coverage(track.shape, x, y, radii[:, None, None])[..., None]
         colours = np.float32(255) * track.colours.astype(np.float32)[:, None, None]
+        if clip.style != "flat":
+            colours = colours * STYLES[clip.style](x, y, radii[:, None, None])[..., None]
         frames += cover * (colours - frames)
     return np.rint(frames).astype(np.uint8)
 
@@ -210,6 +225,33 @@ SIGNED_DISTANCES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray | float
     "square": _square,
     "triangle": _triangle,
 }
+
+
+def _flat(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    return np.ones(np.broadcast_shapes(x.shape, y.shape, radius.shape), np.float32)
+
+
+def _shaded(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Light from the upper left."""
+    return _falling((x + y) / np.float32(np.sqrt(2)) / radius, SHADE)
+
+
+def _underlit(x: np.ndarray, y: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Light from below."""
+    return _falling(-y / radius * np.ones_like(x), UNDERLIT_SHADE)
+
+
+def _falling(distance: np.ndarray, darkest: float) -> np.ndarray:
+    """Brightness that falls from 1 to `darkest` with a distance of about -1..1 from the middle, in radii."""
+    return np.float32(1) + np.float32(darkest - 1) * np.clip(np.float32(0.5) + np.float32(0.45) * distance, 0, 1)
+
+
+STYLES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    "flat": _flat,
+    "shaded": _shaded,
+    "underlit": _underlit,
+}
+"""Brightness (T, H, W) of an object's surface at an offset from its centre."""
 
 
 class MovingShapes:

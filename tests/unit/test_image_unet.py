@@ -1,0 +1,236 @@
+"""Stable Diffusion's U-Net in the trainer: names in files, training, export, LoRA, and models to go on from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from weft.model_loaders.checkpoint import MODEL, read
+from weft.model_loaders.errors import CheckpointError
+from weft.model_loaders.image_unet import ImageUNetConfig, diffusers_to_comfy
+from weft.training.build import resume, start
+from weft.training.cli import main
+from weft.training.config import ImageRecipe, override, read_recipe, read_table
+from weft.training.image_model import open_image_model
+from weft.training.image_unet import ImageUNet, component_of, network_of
+from weft.training.lora import lora_between
+from weft.training.settings import InputError, RecipeError
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+SMALL = ImageUNetConfig(8, 32, (1, 1, 2, 2), 1, (1, 2, 4), context_width=16, heads=2)
+SETTINGS = (
+    f"autoencoder.path={ROOT / 'demo_models' / 'higen.safetensors'}",
+    "autoencoder.clips=6",
+    "network.model_channels=32",
+    "network.context_width=16",
+    "text_encoder.width=16",
+    "text_encoder.heads=2",
+    "run.steps=2",
+    "run.batch_size=2",
+    "run.validation_clips=2",
+)
+
+
+def recipe_of(*changes: str, name: str = "demo_image") -> ImageRecipe:
+    table = read_table(ROOT / "training" / "recipes" / f"{name}.toml")
+    override(table, [*SETTINGS, *changes])
+    recipe = read_recipe(table, "recipe")
+    assert isinstance(recipe, ImageRecipe)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of two steps."""
+    folder = tmp_path_factory.mktemp("image") / "run"
+    start(recipe_of(), folder, CPU).run()
+    return folder
+
+
+def drawn(seed: int, config: ImageUNetConfig = SMALL) -> ImageUNet:
+    torch.manual_seed(seed)
+    return ImageUNet(config).eval().requires_grad_(False)
+
+
+def inputs(config: ImageUNetConfig = SMALL) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    shapes = (2, config.in_channels, 3, 8, 8), (2, 20, config.context_width)
+    x, text = (torch.randn(shape, generator=generator) for shape in shapes)
+    return x, torch.tensor([10, 700]), text
+
+
+def test_names_are_those_of_released_files():
+    tensors = component_of(drawn(0)).tensors
+    assert len(tensors) == len(drawn(0).unet.state_dict())
+    for name in (
+        "input_blocks.0.0.weight",
+        "input_blocks.2.0.op.weight",
+        "input_blocks.5.1.transformer_blocks.0.attn2.to_k.weight",
+        "input_blocks.7.0.emb_layers.1.bias",
+        "middle_block.1.proj_in.weight",
+        "middle_block.2.out_layers.3.weight",
+        "output_blocks.1.1.conv.weight",
+        "output_blocks.3.2.conv.weight",
+        "output_blocks.7.0.skip_connection.weight",
+        "out.2.bias",
+        "time_embed.2.weight",
+    ):
+        assert name in tensors
+    assert not any("resnets" in name or "attentions" in name for name in tensors)
+
+
+def test_stable_diffusion_itself_has_its_names():
+    config = ImageUNetConfig()
+    with torch.device("meta"):
+        network = ImageUNet(config)
+    names = diffusers_to_comfy(config)(network.unet.state_dict())
+    assert len(names) == 686  # of the released UNet
+    assert sum(tensor.numel() for tensor in names.values()) == 859_520_964
+    assert names["output_blocks.2.1.conv.weight"].shape == (1280, 1280, 3, 3)
+    assert names["output_blocks.8.2.conv.weight"].shape == (640, 640, 3, 3)
+    assert names["input_blocks.3.0.op.weight"].shape == (320, 320, 3, 3)
+
+
+def test_a_component_gives_the_network_back():
+    network, (x, times, text) = drawn(1), inputs()
+    again = network_of(component_of(network), "file")
+    assert torch.equal(again(x, times, text), network(x, times, text))
+    # Frames are seen alone.
+    assert torch.allclose(network(x[:, :, 1:2], times, text), network(x, times, text)[:, :, 1:2], atol=1e-5)
+
+
+def test_tensors_that_do_not_fit_are_named():
+    component = component_of(drawn(1))
+    del component.tensors["out.2.bias"]
+    with pytest.raises(CheckpointError, match=r"file does not fit .*: conv_out.bias \(8,\) is missing"):
+        network_of(component, "file")
+
+
+def test_a_lora_of_full_rank_is_the_whole_difference():
+    base, tuned = drawn(1), drawn(2)
+    found = lora_between(base, tuned, rank=10_000)
+    weights = dict(component_of(base).tensors)
+    for name, tensor in weights.items():
+        module, _, kind = f"diffusion_model.{name}".rpartition(".")
+        if tensor.ndim < 2:
+            weights[name] = tensor + found[f"{module}.{'diff_b' if kind == 'bias' else 'diff'}"]
+        else:
+            up, down = found[f"{module}.lora_up.weight"], found[f"{module}.lora_down.weight"]
+            assert found[f"{module}.alpha"] == len(down)
+            weights[name] = tensor + (up.flatten(1) @ down.flatten(1)).reshape(tensor.shape)
+    for name, tensor in component_of(tuned).tensors.items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)  # rounding of the factors
+
+
+def test_a_lora_keeps_the_largest_part():
+    base, tuned = drawn(1), drawn(1)
+    direction = torch.outer(torch.randn(32), torch.randn(16))
+    tuned.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight += direction
+    found = lora_between(base, tuned, rank=1)
+    module = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
+    up, down = found[f"{module}.lora_up.weight"], found[f"{module}.lora_down.weight"]
+    assert up.shape == (32, 1) and down.shape == (1, 16)
+    torch.testing.assert_close(up @ down, direction, atol=1e-5, rtol=0)
+
+
+def test_a_run_is_trained_resumed_exported_and_opened(run, tmp_path):
+    resumed = resume(run, CPU)
+    assert resumed.step == 2 and resumed.task.facts["dimensions"] == 2
+    file = tmp_path / "image.safetensors"
+    assert main(["export", str(run), "--out", str(file)]) == 0
+    checkpoint = read(file)
+    assert checkpoint.component(MODEL).config == recipe_of().network
+    assert checkpoint.latent.dimensions == 2 and checkpoint.latent.channels == 8
+    trained, exported = open_image_model(run), open_image_model(file)
+    assert (exported.scale, exported.shift) == (trained.scale, trained.shift)
+    assert exported.schedule == trained.schedule == recipe_of().schedule.noise_schedule()
+    for name, tensor in trained.unet.state_dict().items():
+        assert torch.equal(exported.unet.state_dict()[name], tensor.half().float())
+
+
+def test_a_folder_in_diffusers_layout_is_opened(tmp_path):
+    network = drawn(3)
+    network.unet.save_pretrained(tmp_path / "unet")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text('{"scaling_factor": 0.5}', encoding="utf-8")
+    opened = open_image_model(tmp_path)
+    x, times, text = inputs()
+    assert torch.equal(opened.unet(x[:, :, 0], times, text).sample, network(x[:, :, :1], times, text)[:, :, 0])
+    assert (opened.scale, opened.shift, opened.schedule.linear_end) == (0.5, 0.0, 0.012)
+
+
+def test_what_is_no_image_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        open_image_model(tmp_path / "nothing")
+    with pytest.raises(InputError, match="holds a HiGenUNet, expected an image model"):
+        open_image_model(ROOT / "demo_models" / "higen.safetensors")
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(InputError, match="diffusers cannot open it"):
+        open_image_model(tmp_path)
+
+
+def test_another_style_goes_on_from_a_run_and_becomes_a_lora(run, tmp_path, caplog):
+    caplog.set_level("INFO")
+    changes = (f"initialization.weights={run}", "run.ema_decay=0.5", "optimization.learning_rate=0.01")
+    trainer = start(recipe_of(*changes, name="demo_image_style"), tmp_path / "style", CPU)
+    base = open_image_model(run)
+    for name, tensor in trainer.task.networks[MODEL].unet.state_dict().items():
+        assert torch.equal(tensor, base.unet.state_dict()[name])
+    assert (trainer.task.facts["scale"], trainer.task.facts["shift"]) == (base.scale, base.shift)
+    assert f"{MODEL}: all" in caplog.text
+    trainer.run()
+    text = {name: tensor.clone() for name, tensor in trainer.task.networks["text_encoder"].state_dict().items()}
+    assert all(torch.equal(text[name], tensor) for name, tensor in base.text_encoder.state_dict().items())
+    file = tmp_path / "style.safetensors"
+    assert main(["export", str(tmp_path / "style"), "--lora-of", str(run), "--rank", "2", "--out", str(file)]) == 0
+    tensors = load_file(file)
+    assert tensors["diffusion_model.input_blocks.1.0.in_layers.2.lora_down.weight"].shape == (2, 32, 3, 3)
+    assert any(tensor.any() for name, tensor in tensors.items() if name.endswith("diff_b"))
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["rank"] == "2"
+
+
+def test_a_lora_needs_the_same_text_encoder(run, tmp_path, capsys):
+    start(recipe_of("seed=4"), tmp_path / "other", CPU).run()
+    command = ["export", str(tmp_path / "other"), "--lora-of", str(run), "--out", str(tmp_path / "a.safetensors")]
+    assert main(command) == 2
+    assert "its text encoder is not that of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("network.model_channels=48", "network: width: found 48, expected a multiple of 32"),
+        ("network.heads=5", "network: width: found 32, expected a multiple of 5"),
+        ("network.context_width=24", "network.context_width: found 24, the text encoder has 16"),
+        ("network.attention_factors=[1, 3]", "network.attention_factors: found 3, expected the factors of 4 levels"),
+        ("text_encoder.frozen=true", "text_encoder.frozen: found true without initialization.weights"),
+        ('data.styles=["flat", "oil"]', "data: styles: found .*'oil'.*, expected at least one of flat, shaded"),
+        ("data.styles=[]", "data: styles: found .*, expected at least one of flat"),
+    ],
+)
+def test_impossible_recipes_are_refused(change, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_of(change)
+
+
+def test_weights_that_do_not_fit_are_refused(run, tmp_path):
+    def begin(*changes: str) -> None:
+        start(recipe_of(*changes), tmp_path / "run", CPU)
+
+    with pytest.raises(RecipeError, match="initialization.weights: .*none: does not exist"):
+        begin(f"initialization.weights={tmp_path / 'none'}")
+    with pytest.raises(RecipeError, match=r"the diffusion_model in .* has channel_mult .*, the recipe has"):
+        begin(f"initialization.weights={run}", "network.channel_mult=[1, 1, 1, 2]")
+    with pytest.raises(RecipeError, match="is a HiGenUNet, expected a ImageUNet"):
+        begin(f"initialization.weights={ROOT / 'demo_models' / 'higen.safetensors'}")
+    partial = tmp_path / "partial.safetensors"
+    main(["export", str(run), "--out", str(partial)])
+    kept = {name: tensor for name, tensor in load_file(partial).items() if not name.startswith("text_encoder.")}
+    with safe_open(partial, "pt") as file:
+        save_file(kept, partial, file.metadata())
+    with pytest.raises(RecipeError, match="holds diffusion_model, vae, expected a text_encoder as well"):
+        begin(f"initialization.weights={partial}")

@@ -1,0 +1,202 @@
+"""Training HARIVO: motion for a frozen image model (arXiv 2410.07763, Section 3).
+
+Shapes: B clips, N tokens, D their width, Z latent channels, F, H, W latents, C channels of the deepest features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.layers.transformers import TemporalBlock, Transformer
+from ..kernels.networks.caption_encoder import CaptionEncoder
+from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
+from ..kernels.sampling.schedules import add_noise
+from ..model_loaders.harivo import LEVELS, MOTION
+from .config import ClipText, HarivoRecipe, MotionStart
+from .first_stage import latent_layout
+from .image_model import ImageModel, open_image_model
+from .motion_losses import (
+    ContrastiveProjection,
+    FeatureQueue,
+    decoupled_contrastive,
+    image_regularization,
+    temporal_regularized_self_attention,
+)
+from .motion_settings import MotionParts
+from .moving_unet import MovingUNet, UNet2DConditionModel
+from .operations import TrainingOperations
+from .settings import RecipeError
+from .task import Losses
+from .text import FrozenCaptions, FrozenClip, TextEncoder
+from .text_to_video_task import TextToVideoTask
+
+
+class HarivoTask(TextToVideoTask):
+    """The error of the noise with motion, and what keeps clips smooth and near to the image model."""
+
+    recipe: HarivoRecipe
+    unet: MotionNetwork
+    role = MOTION
+
+    def __init__(self, recipe: HarivoRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
+        self.image = open_image_model(Path(recipe.image_model.path))
+        check_layout(self.image_unet, recipe.image_model.path)
+        super().__init__(recipe, folder, device, mixed)
+        if recipe.initialization.weights:
+            self.facts = self._measure()  # files of motion modules know no latents
+        self.moving = MovingUNet(self.image_unet.to(device))
+        if recipe.losses.contrast:
+            channels = self.unet.config.widths[-1]
+            projection = ContrastiveProjection(channels, _deepest_size(recipe.data.size // self.facts["spatial"]))
+            queue = FeatureQueue(recipe.losses.queue, channels)
+            self.companions |= {"projection": projection.to(device), "queue": queue.to(device)}
+
+    @property
+    def image_unet(self) -> UNet2DConditionModel:
+        """The frozen UNet."""
+        return self.image.unet
+
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """One optimizer for the motion network and the projection that is dropped after training."""
+        trained = (self.networks | self.companions).values()
+        return {"denoiser": [weight for network in trained for weight in network.parameters()]}
+
+    def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
+        """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4)."""
+        weights = self.recipe.losses
+        times, tokens, noise = self._draw(latents, tokens)
+        noisy, context = add_noise(self.schedule, latents, times, noise), self.text_encoder(tokens)
+        changes: list[Tensor] | None = [] if weights.attention else None
+        deepest: list[Tensor] | None = [] if weights.contrast else None
+        predicted = self.moving(self.unet, noisy, times, context, changes=changes, deepest=deepest)
+        errors = self._errors(predicted, latents, times, noise)
+        total, metrics = self._weighted(errors, times, latents), {"loss": errors.mean()}
+        if changes:
+            metrics["attention"] = temporal_regularized_self_attention(changes)
+            total = total + weights.attention * metrics["attention"]
+        if weights.image:
+            alone = self.moving(self.unet, noisy, times, context, still=True)
+            metrics["image"] = image_regularization(predicted.float(), alone.float(), times, self.schedule.steps)
+            total = total + weights.image * metrics["image"]
+        if deepest:
+            contrast = self._contrast(deepest[0].unflatten(0, (len(latents), -1)))
+            if contrast is not None:
+                metrics["contrast"] = contrast
+                total = total + weights.contrast * contrast
+        return Losses({"denoiser": total}, metrics)
+
+    def _contrast(self, deepest: Tensor) -> Tensor | None:
+        """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""
+        clips, frames = deepest.shape[:2]
+        chosen = torch.rand(clips, frames, device=deepest.device).argsort(dim=1)[:, :2]
+        pairs = deepest[torch.arange(clips, device=deepest.device)[:, None], chosen]
+        first, second = self.companions["projection"](pairs.transpose(0, 1).flatten(0, 1)).float().chunk(2)
+        queue = self.companions["queue"]
+        assert isinstance(queue, FeatureQueue)
+        negatives = queue.newest()
+        queue.add(torch.cat([first, second]))
+        return decoupled_contrastive(first, second, negatives) if len(negatives) else None
+
+    def _predict(self, network: nn.Module, noisy: Tensor, times: Tensor, context: Tensor, **cues: Tensor) -> Tensor:
+        assert isinstance(network, MotionNetwork)
+        return self.moving(network, noisy, times, context)
+
+    def _open_text(self, captions: list[str]) -> TextEncoder:
+        return image_text(self.recipe, self.image)
+
+    def _build_network(self) -> nn.Module:
+        config = motion_config(self.recipe.network, self.image_unet, self.tokens.shape[1])
+        network = MotionNetwork(config, operations=TrainingOperations)
+        start_motion(network, self.recipe.initialization)
+        return network
+
+    def _scale_and_shift(self) -> tuple[float, float]:
+        return self.image.scale, self.image.shift
+
+    def _check_latents(self) -> None:
+        super()._check_latents()
+        _, (frames, *_) = latent_layout(self.autoencoder)
+        if frames != 1:
+            raise RecipeError(f"autoencoder: has one latent for {frames} frames, an image model needs one for each")
+
+    def _network_channels(self) -> tuple[str, int]:
+        return "image_model", self.image_unet.config.in_channels
+
+    def _check_width(self, text_width: int) -> None:
+        found = self.image_unet.config.cross_attention_dim
+        if found != text_width:
+            raise RecipeError(f"image_model: reads text of width {found}, the text encoder has {text_width}")
+
+
+def check_layout(unet: UNet2DConditionModel, path: str) -> None:
+    """Raise RecipeError for an image model that motion modules of Stable Diffusion 1.5 do not fit."""
+    config = unet.config
+    expected = f"expected the layout of Stable Diffusion 1.5: {LEVELS} levels, transformers with one block"
+    if len(config.block_out_channels) != LEVELS:
+        raise RecipeError(f"image_model: {path} has {len(config.block_out_channels)} levels, {expected}")
+    if not isinstance(config.layers_per_block, int) or config.transformer_layers_per_block != 1:
+        raise RecipeError(
+            f"image_model: {path} has {config.layers_per_block} residual blocks in a level and "
+            f"{config.transformer_layers_per_block} blocks in a transformer, {expected}"
+        )
+    if config.in_channels != config.out_channels:
+        raise RecipeError(
+            f"image_model: {path} reads {config.in_channels} channels and predicts {config.out_channels}, expected a "
+            "model that is neither for inpainting nor for editing"
+        )
+
+
+def image_text(recipe: HarivoRecipe, image: ImageModel) -> TextEncoder:
+    """The frozen text encoder of the image model."""
+    if isinstance(recipe.text_encoder, ClipText):
+        return FrozenClip(recipe.text_encoder)
+    if not isinstance(image.text_encoder, CaptionEncoder):
+        raise RecipeError(
+            f'text_encoder.kind: {recipe.image_model.path} has no caption encoder; expected kind = "clip" and its path'
+        )
+    return FrozenCaptions(image.text_encoder)
+
+
+def motion_config(parts: MotionParts, unet: UNet2DConditionModel, text_tokens: int) -> MotionConfig:
+    """What fits an image model that reads texts of so many tokens."""
+    config = unet.config
+    mapping = MappingConfig(config.in_channels, heads=parts.mapping_heads, head_width=parts.mapping_head_width)
+    tokens = FrameTokensConfig(config.cross_attention_dim, text_tokens, parts.max_frames, parts.frame_tokens)
+    return MotionConfig(
+        tuple(config.block_out_channels),
+        config.layers_per_block,
+        parts.middle,
+        parts.max_frames,
+        mapping=mapping if parts.mapping else None,
+        tokens=tokens if parts.frame_tokens else None,
+    )
+
+
+def start_motion(network: MotionNetwork, settings: MotionStart) -> None:
+    """Motion modules without effect unless they have a gain, and a mapping network that changes nothing."""
+    for module in network.modules():
+        if isinstance(module, Transformer):
+            for parameter in module.project_out.parameters():
+                parameter.data.mul_(settings.motion_gain)
+        elif isinstance(module, TemporalBlock):
+            for attention in (module.attention1, module.attention2):
+                queries, *_ = attention.qkv.weight.data.chunk(3)
+                queries.mul_(settings.frame_focus)
+            module.feed_forward.inner.weight.data.mul_(settings.feed_forward_gain)
+    if network.mapping is not None:
+        for layer in (network.mapping.convs[1], network.mapping.project_out):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+    if network.tokens is not None:
+        for layer in (network.tokens.project_in, network.tokens.mix, *network.tokens.layers):
+            layer.weight.data.mul_(settings.token_gain)
+
+
+def _deepest_size(size: int) -> int:
+    """Height and width of the deepest features for latents of a size: each level but the last halves it, rounded up."""
+    for _ in range(LEVELS - 1):
+        size = (size + 1) // 2
+    return size

@@ -1,0 +1,45 @@
+"""Networks that go on from weights of a finished run, or of a bundle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import nn
+
+from .opened import open_networks
+from .settings import InputError, RecipeError, Table
+
+log = logging.getLogger(__name__)
+KEY = "initialization.weights"
+
+
+def start_from(path: Path, networks: Mapping[str, nn.Module]) -> Table:
+    """Load the weights of every network; returns what is known of the latents that they were made for.
+
+    Raises RecipeError when they cannot be read, or lack one of the networks, or have it in another size.
+    """
+    try:
+        opened = open_networks(path)
+    except InputError as error:
+        raise RecipeError(f"{KEY}: {error}") from error
+    for role, network in networks.items():
+        if role not in opened.networks:
+            found = ", ".join(sorted(opened.networks)) or "nothing"
+            raise RecipeError(f"{KEY}: {path} holds {found}, expected a {role} as well")
+        given = opened.networks[role]
+        _check_same(f"{KEY}: the {role} in {path}", given, network)
+        network.load_state_dict(given.state_dict())
+        log.info("%s: all %d tensors from %s", role, len(network.state_dict()), path)
+    return opened.facts
+
+
+def _check_same(what: str, given: nn.Module, wanted: nn.Module) -> None:
+    if type(given) is not type(wanted):
+        raise RecipeError(f"{what} is a {type(given).__name__}, expected a {type(wanted).__name__}")
+    found, expected = asdict(given.config), asdict(wanted.config)  # type: ignore[call-overload]
+    for name, value in expected.items():
+        if found[name] != value:
+            raise RecipeError(f"{what} has {name} {found[name]}, the recipe has {value}")
