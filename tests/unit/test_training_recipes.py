@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder
-from weft.training.config import AutoencoderRecipe, HiGenRecipe, TextToVideoRecipe, override, read_recipe, read_table
+from weft.training.config import (
+    AutoencoderRecipe,
+    HiGenRecipe,
+    ImageRecipe,
+    TextToVideoRecipe,
+    override,
+    read_recipe,
+    read_table,
+)
 from weft.training.discriminator import PatchDiscriminator
 from weft.training.settings import RecipeError, describe, to_table, to_toml
 
@@ -80,7 +88,7 @@ def test_overrides_keep_types():
     assert recipe.data.size == 32
 
 
-@pytest.mark.parametrize("kind", [AutoencoderRecipe, TextToVideoRecipe, HiGenRecipe])
+@pytest.mark.parametrize("kind", [AutoencoderRecipe, TextToVideoRecipe, HiGenRecipe, ImageRecipe])
 def test_every_setting_is_documented(kind):
     lines = describe(kind)
     network = lines.index("[network]")
