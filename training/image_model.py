@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -16,9 +15,6 @@ from .image_unet import ImageUNet
 from .opened import open_networks
 from .settings import InputError
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
 STABLE_DIFFUSION = NoiseSchedule(0.00085, 0.012)
 STABLE_DIFFUSION_SCALE = 0.18215
 
@@ -27,10 +23,11 @@ STABLE_DIFFUSION_SCALE = 0.18215
 class ImageModel:
     """Frozen parts of an image model; latents `a` of its autoencoder are z = scale * (a + shift) for the UNet.
 
-    `text_encoder` is the caption encoder of our own models; that of a folder in diffusers' layout stays there.
+    `unet` is diffusers' `UNet2DConditionModel`; `text_encoder` the caption encoder of our own models (the one of a
+    folder in diffusers' layout stays there).
     """
 
-    unet: UNet2DConditionModel
+    unet: nn.Module
     schedule: NoiseSchedule
     scale: float
     shift: float

@@ -5,16 +5,13 @@ Shapes: B clips, Z latent channels, T, H, W latents, N tokens, D width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import cast
 
 from torch import Tensor, nn
 
 from ..model_loaders.checkpoint import Component
 from ..model_loaders.image_unet import ImageUNetConfig, diffusers_to_comfy
 from ..model_loaders.keymap import check_tensors
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 
 class ImageUNet(nn.Module):
@@ -34,12 +31,12 @@ class ImageUNet(nn.Module):
         return predicted.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
-def build_unet(config: ImageUNetConfig) -> UNet2DConditionModel:
-    """The network of a configuration, as diffusers draws it."""
+def build_unet(config: ImageUNetConfig) -> nn.Module:
+    """The `UNet2DConditionModel` of a configuration, as diffusers draws it."""
     from diffusers import UNet2DConditionModel
 
     attends = config.attends
-    return UNet2DConditionModel(
+    network = UNet2DConditionModel(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.widths,
@@ -51,6 +48,7 @@ def build_unet(config: ImageUNetConfig) -> UNet2DConditionModel:
         down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
     )
+    return cast("nn.Module", network)
 
 
 def start_image_unet(network: ImageUNet, text_gain: float) -> None:
@@ -60,7 +58,7 @@ def start_image_unet(network: ImageUNet, text_gain: float) -> None:
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
         elif name.endswith("attn2.to_out.0"):
-            module.weight.data.mul_(text_gain)  # type: ignore[union-attr, operator]
+            module.get_parameter("weight").data.mul_(text_gain)
 
 
 def component_of(network: ImageUNet) -> Component:

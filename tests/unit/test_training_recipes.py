@@ -10,6 +10,7 @@ from weft.training.config import (
     AutoencoderRecipe,
     HarivoRecipe,
     HiGenRecipe,
+    ImageRecipe,
     TextToVideoRecipe,
     override,
     read_recipe,
@@ -88,7 +89,7 @@ def test_overrides_keep_types():
     assert recipe.data.size == 32
 
 
-@pytest.mark.parametrize("kind", [AutoencoderRecipe, TextToVideoRecipe, HiGenRecipe, HarivoRecipe])
+@pytest.mark.parametrize("kind", [AutoencoderRecipe, TextToVideoRecipe, HiGenRecipe, ImageRecipe, HarivoRecipe])
 def test_every_setting_is_documented(kind):
     lines = describe(kind)
     network = lines.index("[network]")
