@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class OwnVAE(sd.VAE):
-    """VAE of one of our autoencoders; what is encoded and decoded is told by the classes below."""
+    """VAE of one of our autoencoders; the classes below add the axes of its latents."""
 
     def __init__(
         self, network: VideoAutoencoder, tensors: dict[str, Tensor], description: Mapping[str, object]
@@ -28,7 +28,6 @@ class OwnVAE(sd.VAE):
         config = network.config
         self.description = description
         self.latent_channels, self.output_channels = config.embed_dim, config.image_channels
-        self._set_sizes(*config.downsample)
         self.process_input = lambda image: image * 2.0 - 1.0
         self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
         self.working_dtypes = [torch.bfloat16, torch.float32]
@@ -39,10 +38,6 @@ class OwnVAE(sd.VAE):
         self.audio_sample_rate = 44100
         self._set_memory_estimates(config.n_hiddens, math.prod(config.downsample))
         self._install(network, tensors)
-
-    def _set_sizes(self, frames: int, height: int, width: int) -> None:
-        """Axes of a latent, and pixels under one."""
-        raise NotImplementedError
 
     def _set_memory_estimates(self, width: int, pixels_per_latent: int) -> None:
         # Live tensors at full size, counted in the forward pass: input, norm and output of the last residual block.
@@ -73,7 +68,11 @@ class OwnVAE(sd.VAE):
 class VideoVAE(OwnVAE):
     """VAE of a 3D autoencoder that is not causal: f frames per latent along time."""
 
-    def _set_sizes(self, frames: int, height: int, width: int) -> None:
+    def __init__(
+        self, network: VideoAutoencoder, tensors: dict[str, Tensor], description: Mapping[str, object]
+    ) -> None:
+        super().__init__(network, tensors, description)
+        frames, height, width = network.config.downsample
         self.latent_dim = 3
         self.upscale_ratio = (lambda count: count * frames, height, width)
         self.upscale_index_formula = (frames, height, width)
@@ -144,9 +143,12 @@ class PictureAutoencoder(VideoAutoencoder):
 class PictureVAE(OwnVAE):
     """VAE of such an autoencoder."""
 
-    def _set_sizes(self, frames: int, height: int, width: int) -> None:
+    def __init__(
+        self, network: VideoAutoencoder, tensors: dict[str, Tensor], description: Mapping[str, object]
+    ) -> None:
+        super().__init__(network, tensors, description)
         self.latent_dim = 2
-        self.upscale_ratio = self.downscale_ratio = height
+        self.upscale_ratio = self.downscale_ratio = network.config.downsample[1]
         self.upscale_index_formula = self.downscale_index_formula = None
 
     def decode(self, samples_in: Tensor, vae_options: dict[str, object] | None = None) -> Tensor:
