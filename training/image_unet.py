@@ -5,6 +5,8 @@ Shapes: B clips, Z latent channels, T, H, W latents, N tokens, D width.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from ..model_loaders.checkpoint import Component
@@ -34,7 +36,7 @@ def build_unet(config: ImageUNetConfig) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     attends = config.attends
-    network: nn.Module = UNet2DConditionModel(
+    network = UNet2DConditionModel(
         in_channels=config.in_channels,
         out_channels=config.out_channels,
         block_out_channels=config.widths,
@@ -46,7 +48,7 @@ def build_unet(config: ImageUNetConfig) -> nn.Module:
         down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
     )
-    return network
+    return cast("nn.Module", network)
 
 
 def start_image_unet(network: ImageUNet, text_gain: float) -> None:
