@@ -82,7 +82,8 @@ def predicted(model, x, text):
 @pytest.fixture
 def inputs():
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, 8, 8, 8, generator=generator), torch.randn(2, 12, 12, generator=generator)
+    # Large enough for four levels: a norm over very few values that are nearly equal multiplies their rounding.
+    return torch.randn(2, 8, 32, 32, generator=generator), torch.randn(2, 12, 12, generator=generator)
 
 
 def assert_same_as_diffusers(model, network, inputs):
