@@ -220,6 +220,11 @@ class Diffusion:
         minimum=0,
         doc="clips count by their contrast in latents to minus this: 1 finds the shapes of faint objects; 0: all alike",
     )
+    caption_preference: float = setting(
+        0.0,
+        minimum=0,
+        doc="weight of preferring a caption to the same one with the directions of its two objects exchanged",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -86,7 +86,7 @@ class HarivoTask(TextToVideoTask):
             if contrast is not None:
                 metrics["contrast"] = contrast
                 total = total + weights.contrast * contrast
-        return Losses({"denoiser": total}, metrics)
+        return self._with_preference(Losses({"denoiser": total}, metrics), errors, latents, tokens, times, noise)
 
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""

@@ -33,6 +33,7 @@ from .first_stage import latent_layout, load_autoencoder
 from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
+from .preference import ExchangedCaptions, preference_loss
 from .settings import RecipeError, Table
 from .task import Batch, Losses, RareClips
 from .text import TextEncoder, open_text_encoder
@@ -80,6 +81,8 @@ class TextToVideoTask:
 
         self.text_encoder = text.network.to(device)
         self.tokens = text.tokens(self.train_latents.captions)
+        preferred = recipe.diffusion.caption_preference > 0
+        self._exchanged = ExchangedCaptions(self.train_latents.captions, text) if preferred else None
         self.unet = self._build_network().to(device)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
@@ -126,7 +129,30 @@ class TextToVideoTask:
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
         times, tokens, noise = self._draw(latents, tokens)
         errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
-        return Losses({"denoiser": self._weighted(errors, times, latents)}, {"loss": errors.mean()})
+        losses = Losses({"denoiser": self._weighted(errors, times, latents)}, {"loss": errors.mean()})
+        return self._with_preference(losses, errors, latents, tokens, times, noise, **cues)
+
+    def _with_preference(
+        self,
+        losses: Losses,
+        errors: Tensor,
+        latents: Tensor,
+        tokens: Tensor,
+        times: Tensor,
+        noise: Tensor,
+        **cues: Tensor,
+    ) -> Losses:
+        """Losses with that of captions whose objects have exchanged their directions, of videos that have one."""
+        if self._exchanged is None or latents.shape[2] == 1:
+            return losses
+        rows, others = self._exchanged.of(tokens)
+        if not len(rows):
+            return losses
+        kept = {name: cue[rows] for name, cue in cues.items()}
+        mistaken = self._loss(self.networks, latents[rows], others, times[rows], noise[rows], **kept)
+        preference = preference_loss(errors[rows], mistaken)
+        total = losses.objectives["denoiser"] + self.recipe.diffusion.caption_preference * preference
+        return Losses({"denoiser": total}, losses.metrics | {"preference": preference})
 
     def _draw(self, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Times (B,), tokens of which some are the empty caption's, and noise."""

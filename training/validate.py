@@ -29,6 +29,7 @@ def validate(recipe: Recipe, name: str) -> None:
             else:
                 _validate_unet(recipe.network)
             _validate_text_and_noise(recipe)
+            _validate_preference(recipe)
             if recipe.rare.end < recipe.rare.start:
                 raise RecipeError(
                     f"rare.end: found {recipe.rare.end}, expected at least rare.start = {recipe.rare.start}"
@@ -140,6 +141,17 @@ def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig | ImageUNe
                 f"{', '.join(map(str, levels))}"
             )
     return levels
+
+
+def _validate_preference(recipe: LatentRecipe) -> None:
+    """Captions are taken apart and put together again, and pictures show no direction."""
+    if not recipe.diffusion.caption_preference:
+        return
+    key, data = "diffusion.caption_preference", recipe.data
+    if recipe.task == "image":
+        raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
+    if data.kind != "moving_shapes" or not data.two_objects:
+        raise RecipeError(f"{key}: expected data of Moving Shapes with two_objects above 0, or 0 here")
 
 
 def _validate_text_and_noise(recipe: LatentRecipe) -> None:

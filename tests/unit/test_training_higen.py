@@ -1,6 +1,7 @@
 """Training HiGen: cues of clips, pictures between videos, what a run exports."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,26 @@ def test_the_prior_is_level_and_there_are_no_pictures_before_their_steps(autoenc
     assert spread[0] == pytest.approx(0, abs=1e-6) and spread[1] == pytest.approx(0, abs=1e-6)
     assert min(spread[2:5]) > 0.01 and spread[5] is None
     torch.testing.assert_close(priors[0].mean(dim=(2, 3)), priors[2].mean(dim=(2, 3)), rtol=0, atol=1e-5)
+
+
+def test_videos_are_tried_with_both_captions_on_the_same_noise(autoencoder, tmp_path):
+    changes = ("diffusion.caption_preference=2", "data.two_objects=1", "diffusion.caption_dropout=0")
+    task, calls = start(recipe_of(autoencoder, *changes), tmp_path, CPU).task, []
+    task.unet.register_forward_pre_hook(lambda module, inputs, cues: calls.append((inputs, cues)), with_kwargs=True)
+    numbers = torch.arange(16)
+    rows, _ = task._exchanged.of(task.tokens[numbers])
+    assert 0 < len(rows) < 16
+    losses = task.losses(task.batch(numbers, torch.zeros(16, dtype=torch.int64)), 0)
+    (own, own_cues), (other, other_cues) = calls
+    for given, again in zip(own[:2], other[:2], strict=True):
+        assert torch.equal(given[rows], again)
+    assert own[2].shape[0] == 16 and not torch.equal(own[2][rows], other[2])
+    assert all(torch.equal(cue[rows], other_cues[name]) for name, cue in own_cues.items())
+    # The network starts at nothing, so both captions are alike at first.
+    assert losses.metrics["preference"].item() == pytest.approx(math.log(2), rel=1e-5)
+    calls.clear()
+    assert "preference" not in task.losses(task.batch(numbers, torch.zeros(16, dtype=torch.int64)), 1).metrics
+    assert len(calls) == 1
 
 
 def test_gradients_of_spatial_layers_are_scaled(autoencoder, tmp_path):

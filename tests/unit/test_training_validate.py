@@ -68,6 +68,10 @@ def test_impossible_autoencoders(settings, message):
         (["schedule.linear_end=1"], "schedule.linear_end: found 1.0, expected less than 1"),
         (["rare.start=9", "rare.end=8"], "rare.end: found 8, expected at least rare.start = 9"),
         (["seed=99999999999999999999"], "seed: found 99999999999999999999, expected at most"),
+        (
+            ["diffusion.caption_preference=1", "data.two_objects=0"],
+            "diffusion.caption_preference: expected data of Moving Shapes with two_objects above 0",
+        ),
     ],
 )
 def test_impossible_text_to_video_models(settings, message):

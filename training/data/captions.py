@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..settings import InputError
@@ -88,6 +88,20 @@ def parse_caption(text: str) -> ClipSpec:
     reader.choose("background")
     reader.finish()
     return ClipSpec(tuple(objects), background)
+
+
+def with_directions_exchanged(text: str) -> str | None:
+    """Return the caption whose two objects have each other's direction.
+
+    None where that says the same or is held out, or where there is one object; raises InputError for other texts.
+    """
+    spec = parse_caption(text)
+    ways = [shape.direction for shape in spec.objects]
+    exchanged = ClipSpec(
+        tuple(replace(shape, direction=way) for shape, way in zip(spec.objects, reversed(ways), strict=True)),
+        spec.background,
+    )
+    return None if exchanged == spec or split_of(exchanged) == "held_out" else exchanged.caption()
 
 
 def _parse_object(reader: "_WordReader") -> ShapeSpec:
