@@ -25,6 +25,7 @@ from ..kernels.networks.lvdm import (
     TextToVideoUNetConfig,
 )
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
@@ -41,7 +42,11 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "SpaceTimeUNet": (SpaceTimeUNet, SpaceTimeUNetConfig),
     "VideoAutoencoder": (VideoAutoencoder, VideoAutoencoderConfig),
     "CaptionEncoder": (CaptionEncoder, CaptionEncoderConfig),
+    "VideoFeatures": (VideoFeatures, VideoFeaturesConfig),
 }
+
+FEATURES = "features"
+"""Role of a network that videos are measured by; no node asks for it."""
 
 DESCRIPTION = "weft.description"
 # Where save nodes put the descriptions of model, autoencoder and text encoder.
@@ -58,6 +63,7 @@ _PREFIXES = {
         "cond_stage_model.clip_l.transformer.",
         "cond_stage_model.clip_h.transformer.",
     ),
+    FEATURES: ("features.",),
 }
 
 

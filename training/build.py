@@ -8,7 +8,8 @@ import torch
 
 from . import checkpoints
 from .autoencoder_task import AutoencoderTask
-from .config import AutoencoderRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, read_recipe
+from .config import AutoencoderRecipe, FeaturesRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, read_recipe
+from .features_task import FeaturesTask
 from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
 from .image_task import ImageTask
@@ -22,6 +23,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
     """The task of a recipe; what it computes once (latents) is kept in the run folder."""
     if isinstance(recipe, AutoencoderRecipe):
         return AutoencoderTask(recipe, device)
+    if isinstance(recipe, FeaturesRecipe):
+        return FeaturesTask(recipe, device)
     mixed = uses_bf16(recipe.run.precision, device)
     if isinstance(recipe, HiGenRecipe):
         return HiGenTask(recipe, folder, device, mixed)

@@ -17,6 +17,7 @@ from .build import resume, start
 from .config import LARGEST_SEED, RECIPES, override, read_recipe, read_table
 from .data.captions import Split
 from .data.moving_shapes import MovingShapesConfig, held_out_captions, write_dataset
+from .distance import NETWORK, FrechetMeter
 from .evaluate import compare, evaluate_folder
 from .export import export
 from .lora import export_lora
@@ -103,6 +104,15 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     evaluate.add_argument(
         "--motion", type=Path, metavar="MODEL", help="also motion factors, by this file's autoencoder"
     )
+    evaluate.add_argument(
+        "--frechet",
+        type=Path,
+        nargs="?",
+        const=NETWORK,
+        metavar="FILE",
+        help="also the Frechet distance to clips of the same captions, in this network's features (default: its own)",
+    )
+    evaluate.add_argument("--reference", type=Path, metavar="DIR", help="with --frechet: distance to these videos")
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="make videos (or pictures) of held-out captions with a run")
@@ -214,7 +224,10 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    table = evaluate_folder(options.folder, options.motion)
+    if options.reference and not options.frechet:
+        raise InputError("--reference: found it without --frechet, which measures the distance to it")
+    frechet = FrechetMeter(options.frechet, options.reference) if options.frechet else None
+    table = evaluate_folder(options.folder, options.motion, frechet)
     out = options.out or options.folder / "scores.json"
     out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{name:<20}{value}" for name, value in table.items() if name != "videos"))

@@ -122,6 +122,21 @@ class AutoencoderRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FeaturesRecipe:
+    """The network in whose features sets of videos are compared."""
+
+    task: Literal["features"] = setting("features", doc="train the network of the Frechet distance")
+    system: str = setting("features", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: MovingShapesData = setting(doc="what it learns from")
+    channels: tuple[int, ...] = setting(
+        minimum=1, doc="widths of the first convolution and of each block; the last one is that of the features"
+    )
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatentCache:
     """Which latents are made, and where they are kept."""
 
@@ -435,9 +450,10 @@ class HarivoRecipe:
 
 DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe
 LatentRecipe = DenoiserRecipe | HarivoRecipe
-Recipe = AutoencoderRecipe | LatentRecipe
+Recipe = AutoencoderRecipe | FeaturesRecipe | LatentRecipe
 RECIPES: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
+    "features": FeaturesRecipe,
     "text_to_video": TextToVideoRecipe,
     "higen": HiGenRecipe,
     "image": ImageRecipe,

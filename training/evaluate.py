@@ -21,18 +21,20 @@ from .data.clips import to_pixels
 from .data.folder import read_captions
 from .data.tracker import Tracked, agreement, track
 from .data.video_files import read_video
+from .distance import FrechetMeter
 from .settings import InputError
 
 ATTRIBUTES = ("colour", "shape", "direction", "background")
 
 
-def evaluate_folder(folder: Path, model: Path | None = None) -> dict[str, Any]:
+def evaluate_folder(folder: Path, model: Path | None = None, frechet: FrechetMeter | None = None) -> dict[str, Any]:
     """Mean of every score over the captioned videos of a folder, and the score of each video.
 
-    With a model file also the motion factor, measured between latents of its autoencoder.
+    With a model file also the motion factor, measured between latents of its autoencoder; with a meter also the Frechet
+    distance of all videos.
 
     Raises InputError for a folder without captioned videos, captions of videos that are not there, a caption outside
-    the grammar, a file without frames, a model without an autoencoder of single frames.
+    the grammar, a file without frames, a model without an autoencoder of single frames, videos that the meter refuses.
     """
     motion = _motion_meter(model) if model else None
     captions = read_captions(folder)
@@ -41,13 +43,15 @@ def evaluate_folder(folder: Path, model: Path | None = None) -> dict[str, Any]:
     missing = sorted(name for name in captions if not (folder / name).exists())
     if missing:
         raise InputError(f"{folder}: {len(missing)} of {len(captions)} captioned videos missing: {', '.join(missing)}")
+    distance = frechet.measure(folder, captions) if frechet else {}
     rows = [
         {"file": name, "caption": text, **_measure(folder / name, text, motion)}
         for name, text in tqdm(sorted(captions.items()), desc="reading videos", dynamic_ncols=True)
     ]
     measures = [name for name in rows[0] if name not in ("file", "caption") and all(name in row for row in rows)]
     means = {name: sum(float(row[name]) for row in rows) / len(rows) for name in measures}
-    return {"clips": len(rows), **{name: round(mean, 4) for name, mean in means.items()}, "videos": rows}
+    rounded = {name: round(mean, 4) for name, mean in means.items()}
+    return {"clips": len(rows), **rounded, **distance, "videos": rows}
 
 
 def _motion_meter(path: Path) -> Callable[[np.ndarray], float]:

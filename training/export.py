@@ -13,8 +13,9 @@ from ..kernels.networks.harivo import MotionConfig, MotionNetwork
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
-from ..model_loaders.bundle import save_bundle
+from ..model_loaders.bundle import FEATURES, save_bundle
 from ..model_loaders.checkpoint import LatentSpec
 from ..model_loaders.files import encode_metadata
 from ..model_loaders.harivo import MOTION, save_motion
@@ -23,6 +24,7 @@ from . import checkpoints
 from .config import DenoiserRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, TextToVideoRecipe, read_recipe
 from .first_stage import COPY_NAME, read_autoencoder
 from .image_unet import ImageUNet, component_of
+from .metrics import read_rows
 from .revision import git_revision
 from .settings import InputError, read_section, to_table
 
@@ -30,6 +32,7 @@ NETWORKS: dict[str, tuple[Any, type]] = {
     "vae": (VideoAutoencoder, VideoAutoencoderConfig),
     "text_encoder": (CaptionEncoder, CaptionEncoderConfig),
     MOTION: (MotionNetwork, MotionConfig),
+    FEATURES: (VideoFeatures, VideoFeaturesConfig),
 }
 DENOISERS: dict[type, tuple[Any, type]] = {
     TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
@@ -55,6 +58,7 @@ class Trained:
             self.networks[role].eval().requires_grad_(False)
         run = path.parent.parent
         self.revision = _training_revision(run / "run.json")
+        self.held_out = _validation(run / "metrics.jsonl", self.step) if weights == "ema" else {}
         copy = run / COPY_NAME
         if "vae" not in self.networks and copy.exists():
             self.networks["vae"] = read_autoencoder(copy).eval().requires_grad_(False)
@@ -96,6 +100,7 @@ def _metadata(main: Trained, trained: list[Trained], scores: Path | None) -> dic
         "steps": {part.recipe.task: part.step for part in trained},
         "revision": git_revision(),
         "training_revisions": {part.recipe.task: part.revision for part in trained},
+        "held_out": {part.recipe.task: part.held_out for part in trained},
     }
     if scores is not None:
         metadata["scores"] = _read_scores(scores)
@@ -118,8 +123,9 @@ def _export_motion(trained: list[Trained], out: Path, scores: Path | None) -> di
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     if isinstance(main.recipe, DenoiserRecipe):
         return LatentSpec(channels=main.recipe.network.in_channels, **main.facts)
-    autoencoder = components["vae"]
-    assert isinstance(autoencoder, VideoAutoencoder)
+    autoencoder = components.get("vae")
+    if not isinstance(autoencoder, VideoAutoencoder):
+        return LatentSpec()
     frames, height, _ = autoencoder.config.downsample
     return LatentSpec(channels=autoencoder.config.embed_dim, spatial=height, temporal=frames)
 
@@ -132,6 +138,13 @@ def _training_revision(path: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["revision"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: no description of a run ({error!r}); repair or remove it") from error
+
+
+def _validation(path: Path, step: int) -> dict[str, float]:
+    """What was measured of the averaged weights on held-out clips at a step; nothing without a record."""
+    rows = [row for row in read_rows(path) if row["step"] == step]
+    prefix = "validation_"
+    return {name.removeprefix(prefix): row[name] for row in rows for name in row if name.startswith(prefix)}
 
 
 def _read_scores(path: Path) -> dict[str, Any]:

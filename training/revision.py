@@ -8,6 +8,8 @@ from pathlib import Path
 def git_revision(root: Path = Path(__file__).parents[1]) -> str:
     """The commit that HEAD names, "unknown" outside a git checkout."""
     folder = root / ".git"
+    if folder.is_file():
+        folder = root / folder.read_text(encoding="utf-8").strip().removeprefix("gitdir: ")
     head_file = folder / "HEAD"
     if not head_file.is_file():
         return "unknown"
@@ -15,6 +17,9 @@ def git_revision(root: Path = Path(__file__).parents[1]) -> str:
     if not head.startswith("ref: "):
         return head
     reference = head.removeprefix("ref: ")
+    shared = folder / "commondir"
+    if shared.is_file():  # a further working tree of a repository, whose branches are kept there
+        folder = folder / shared.read_text(encoding="utf-8").strip()
     loose = folder / reference
     if loose.is_file():
         return loose.read_text(encoding="utf-8").strip()

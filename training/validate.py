@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
     from ..model_loaders.image_unet import ImageUNetConfig
-    from .config import AutoencoderRecipe, DenoiserRecipe, HarivoRecipe, LatentRecipe, Recipe
+    from .config import AutoencoderRecipe, DenoiserRecipe, FeaturesRecipe, HarivoRecipe, LatentRecipe, Recipe
 
 
 def validate(recipe: Recipe, name: str) -> None:
@@ -19,6 +19,8 @@ def validate(recipe: Recipe, name: str) -> None:
         if recipe.task == "autoencoder":
             _validate_autoencoder(recipe)
             _validate_windows(recipe)
+        elif recipe.task == "features":
+            _validate_features(recipe)
         else:
             if recipe.task == "higen":
                 _validate_higen(recipe.network)
@@ -77,6 +79,18 @@ def _validate_windows(recipe: AutoencoderRecipe) -> None:
             f"loss.discriminator_channels: {layers} widths leave no patch of frames with {key} = {sizes[key]}; "
             "expected fewer widths or larger frames"
         )
+
+
+def _validate_features(recipe: FeaturesRecipe) -> None:
+    blocks, data = len(recipe.channels) - 1, recipe.data
+    if blocks < 1:
+        raise RecipeError(f"channels: found {list(recipe.channels)}, expected at least two widths")
+    if data.frames <= 2 * blocks:
+        raise RecipeError(
+            f"data.frames: found {data.frames}, expected at least {2 * blocks + 1}: each of {blocks} blocks takes two"
+        )
+    if data.unnamed_speeds:
+        raise RecipeError(f"data.unnamed_speeds: found {data.unnamed_speeds}, expected 0: speeds are learned")
 
 
 def _validate_unet(network: TextToVideoUNetConfig) -> None:
