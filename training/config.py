@@ -450,14 +450,14 @@ class HarivoRecipe:
 
 DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe
 LatentRecipe = DenoiserRecipe | HarivoRecipe
-Recipe = AutoencoderRecipe | FeaturesRecipe | LatentRecipe
+Recipe = AutoencoderRecipe | LatentRecipe | FeaturesRecipe
 RECIPES: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
-    "features": FeaturesRecipe,
     "text_to_video": TextToVideoRecipe,
     "higen": HiGenRecipe,
     "image": ImageRecipe,
     "harivo": HarivoRecipe,
+    "features": FeaturesRecipe,
 }
 
 
