@@ -8,11 +8,14 @@ from torch import Tensor
 
 from .captions import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SPEEDS, ClipSpec
 
+SPEED_WORDS = tuple(speed or "medium" for speed in SPEEDS)
 GROUPS: dict[str, tuple[str, ...]] = {
+    # What any of the objects has: found sooner, and on the way to which of them has it.
+    "any": (*SHAPES, *DIRECTIONS, *SPEED_WORDS),
     "colour": COLOURS,
     "shape": tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
     "direction": tuple(f"{colour} {direction}" for colour in COLOURS for direction in DIRECTIONS),
-    "speed": tuple(f"{colour} {speed or 'medium'}" for colour in COLOURS for speed in SPEEDS),
+    "speed": tuple(f"{colour} {speed}" for colour in COLOURS for speed in SPEED_WORDS),
     "background": tuple(f"{background} background" for background in BACKGROUNDS),
 }
 """Two objects never share a colour, so that a label says of which of them it is true."""
@@ -24,7 +27,7 @@ def labels_of(spec: ClipSpec) -> Tensor:
     shown = {f"{spec.background} background"}
     for item in spec.objects:
         traits = (item.shape, item.direction, item.speed or "medium")
-        shown |= {item.colour, *(f"{item.colour} {trait}" for trait in traits)}
+        shown |= {item.colour, *traits, *(f"{item.colour} {trait}" for trait in traits)}
     return torch.tensor([float(label in shown) for label in LABELS])
 
 
