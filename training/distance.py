@@ -29,7 +29,7 @@ from .data.video_files import read_video, write_video
 from .settings import InputError
 
 NETWORK = Path(__file__).parent / "data" / "video_features.safetensors"
-"""What recipes/demo_features.toml made; its card is beside it."""
+"""Where what recipes/demo_features.toml makes is exported to."""
 REAL_CLIPS = 1024
 """Clips that are drawn at least, each caption equally often."""
 FEW = 256
@@ -132,7 +132,7 @@ def real_clips(captions: list[str], rounds: range, frames: int, size: int) -> It
         path = Path(folder) / "clip.mp4"
         for number, (index, spec) in itertools.product(rounds, enumerate(specs)):
             clip = animate(spec, np.random.default_rng((number, index)), config)
-            # Compression changes features more than the choice of clips does.
+            # As the videos were: no distance should come of compression.
             write_video(path, render(clip), FPS)
             yield read_video(path)[0]
 
