@@ -13,13 +13,15 @@ from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..model_loaders.bundle import FEATURES
 from .config import FeaturesRecipe
 from .data.captions import parse_caption
-from .data.clips import open_clips, stack_videos, to_pixels
-from .data.labels import LABELS, accuracy, labels_of
+from .data.clips import Clips, open_clips, stack_videos, to_pixels
+from .data.labels import LABELS, SOFT, accuracy, labels_of
 from .settings import Table
 from .task import Batch, Losses, RareClips
 
 BATCH = 32
 """Clips that are validated together."""
+SOFT_ONE_IN = 4
+"""Clips are softened in turn, each in another epoch: what is never asked for is not in features."""
 
 
 class FeaturesTask:
@@ -47,8 +49,7 @@ class FeaturesTask:
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Clips (B, T, H, W, 3) uint8 and their labels (B, L)."""
-        videos, captions = stack_videos(self.clips, indices.tolist(), epochs.tolist())
-        return videos, _labels(captions)
+        return _load(self.clips, indices, epochs)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Cross-entropy, summed over labels."""
@@ -64,11 +65,25 @@ class FeaturesTask:
             return {}
         logits, labels = [], []
         for start in range(0, count, BATCH):
-            videos, captions = stack_videos(self.held_out, list(range(start, min(start + BATCH, count))))
+            indices = torch.arange(start, min(start + BATCH, count))
+            videos, shown = _load(self.held_out, indices, torch.zeros_like(indices))
             logits.append(networks[FEATURES](to_pixels(videos.to(self.device))).cpu())
-            labels.append(_labels(captions))
+            labels.append(shown)
         return accuracy(torch.cat(logits), torch.cat(labels))
 
 
-def _labels(captions: list[str]) -> Tensor:
-    return torch.stack([labels_of(parse_caption(text)) for text in captions])
+def soften(videos: Tensor) -> Tensor:
+    """The mean of 3 x 3 pixels, uint8 (B, T, H, W, 3)."""
+    frames = videos.flatten(0, 1).movedim(-1, 1).float()
+    means = F.avg_pool2d(F.pad(frames, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return means.round().to(torch.uint8).movedim(1, -1).unflatten(0, videos.shape[:2])
+
+
+def _load(clips: Clips, indices: Tensor, epochs: Tensor) -> tuple[Tensor, Tensor]:
+    videos, captions = stack_videos(clips, indices.tolist(), epochs.tolist())
+    labels = torch.stack([labels_of(parse_caption(text)) for text in captions])
+    soft = (indices + epochs) % SOFT_ONE_IN == 0
+    if soft.any():
+        videos[soft] = soften(videos[soft])
+        labels[soft, SOFT] = 1
+    return videos, labels

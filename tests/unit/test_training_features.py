@@ -41,7 +41,7 @@ def test_labels_say_which_object_has_what():
     traits = ["red circle", "blue square", "red left to right", "blue top to bottom", "red slowly", "blue medium"]
     any_of = ["circle", "square", "left to right", "top to bottom", "slowly", "medium"]
     assert shown == [*any_of, "red", "blue", *traits, "dark background"]
-    assert len(LABELS) == len(set(LABELS)) == 79
+    assert len(LABELS) == len(set(LABELS)) == 80
 
 
 def test_accuracy_counts_clips_whose_labels_are_all_right():
@@ -53,7 +53,7 @@ def test_accuracy_counts_clips_whose_labels_are_all_right():
     logits[1, LABELS.index("cyan top to bottom")] = 0.1
     logits[1, LABELS.index("dark background")] = -0.1
     assert accuracy(logits, labels) == {
-        "any": 1.0, "colour": 1.0, "shape": 1.0, "direction": 0.5, "speed": 1.0, "background": 0.75
+        "any": 1.0, "colour": 1.0, "shape": 1.0, "direction": 0.5, "speed": 1.0, "background": 0.75, "softness": 1.0
     }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_run_learns_resumes_and_says_how_well_it_reads(tmp_path):
     losses = [row["loss"] for row in rows if "loss" in row]
     assert len(losses) == 6 and losses[-1] < 0.7 * losses[0]
     measured = {name.removeprefix("validation_"): value for name, value in rows[-1].items() if name != "step"}
-    assert set(measured) == {"any", "colour", "shape", "direction", "speed", "background"}
+    assert set(measured) == {"any", "colour", "shape", "direction", "speed", "background", "softness"}
 
     start(tiny(*more), tmp_path / "resumed", CPU).run(max_steps=25)
     resume(tmp_path / "resumed", CPU).run()
@@ -112,7 +112,7 @@ def test_an_exported_file_has_the_features_of_the_run(tmp_path, capsys):
         torch.testing.assert_close(again.features(videos), expected, rtol=5e-3, atol=1e-4)
     rows = read_rows(run / "metrics.jsonl")
     held_out = json.loads(checkpoint.metadata["held_out"])["features"]
-    assert held_out == {name: rows[-1][f"validation_{name}"] for name in held_out} and len(held_out) == 6
+    assert held_out == {name: rows[-1][f"validation_{name}"] for name in held_out} and len(held_out) == 7
     assert json.loads(checkpoint.metadata["steps"]) == {"features": 3}
     with pytest.raises(CheckpointError, match="has no diffusion model, it has: features"):
         checkpoint.component("diffusion_model")

@@ -17,13 +17,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "direction": tuple(f"{colour} {direction}" for colour in COLOURS for direction in DIRECTIONS),
     "speed": tuple(f"{colour} {speed}" for colour in COLOURS for speed in SPEED_WORDS),
     "background": tuple(f"{background} background" for background in BACKGROUNDS),
+    "softness": ("soft",),
 }
 """Two objects never share a colour, so that a label says of which of them it is true."""
 LABELS = tuple(label for group in GROUPS.values() for label in group)
+SOFT = LABELS.index("soft")
 
 
 def labels_of(spec: ClipSpec) -> Tensor:
-    """Which of LABELS hold, (L,) of 0 and 1."""
+    """Which of LABELS hold of a clip as it is drawn, (L,) of 0 and 1."""
     shown = {f"{spec.background} background"}
     for item in spec.objects:
         traits = (item.shape, item.direction, item.speed or "medium")
