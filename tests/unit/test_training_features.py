@@ -15,7 +15,8 @@ from weft.training.cli import main
 from weft.training.config import FeaturesRecipe, override, read_recipe, read_table
 from weft.training.data.captions import parse_caption
 from weft.training.data.clips import stack_videos, to_pixels
-from weft.training.data.labels import LABELS, accuracy, labels_of
+from weft.training.data.labels import LABELS, SOFT, accuracy, labels_of
+from weft.training.features_task import FeaturesTask, soften
 from weft.training.metrics import read_rows
 from weft.training.revision import git_revision
 from weft.training.settings import RecipeError, describe
@@ -116,6 +117,18 @@ def test_an_exported_file_has_the_features_of_the_run(tmp_path, capsys):
     assert json.loads(checkpoint.metadata["steps"]) == {"features": 3}
     with pytest.raises(CheckpointError, match="has no diffusion model, it has: features"):
         checkpoint.component("diffusion_model")
+
+
+def test_clips_are_softened_in_turn():
+    task = FeaturesTask(tiny(), CPU)
+    clips = torch.arange(8)
+    (first, labels), (second, others) = (task.batch(clips, torch.full_like(clips, epoch)) for epoch in (0, 1))
+    assert labels[:, SOFT].tolist() == [1, 0, 0, 0, 1, 0, 0, 0] and others[:, SOFT].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert torch.equal(labels[:, :SOFT], others[:, :SOFT])
+    assert torch.equal(first[0], soften(second[:1])[0]) and torch.equal(first[1], second[1])
+    # The middle of a softened frame, by hand.
+    mean = second[0, 2, 4:7, 9:12].double().mean(dim=(0, 1)).round()
+    assert torch.equal(first[0, 2, 5, 10].double(), mean)
 
 
 def test_a_run_of_features_makes_no_videos(tmp_path, capsys):
