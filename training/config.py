@@ -223,7 +223,7 @@ class Diffusion:
     caption_preference: float = setting(
         0.0,
         minimum=0,
-        doc="weight of preferring a caption to the same one with the directions of its two objects exchanged",
+        doc="weight of preferring a caption to the same one with another direction, or with those of two exchanged",
     )
 
 

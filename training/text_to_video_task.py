@@ -33,7 +33,7 @@ from .first_stage import latent_layout, load_autoencoder
 from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
-from .preference import ExchangedCaptions, preference_loss
+from .preference import OtherDirections, preference_loss
 from .settings import RecipeError, Table
 from .task import Batch, Losses, RareClips
 from .text import TextEncoder, open_text_encoder
@@ -82,7 +82,7 @@ class TextToVideoTask:
         self.text_encoder = text.network.to(device)
         self.tokens = text.tokens(self.train_latents.captions)
         preferred = recipe.diffusion.caption_preference > 0
-        self._exchanged = ExchangedCaptions(self.train_latents.captions, text) if preferred else None
+        self._others = OtherDirections(self.train_latents.captions, text) if preferred else None
         self.unet = self._build_network().to(device)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
@@ -142,10 +142,10 @@ class TextToVideoTask:
         noise: Tensor,
         **cues: Tensor,
     ) -> Losses:
-        """Losses with that of captions whose objects have exchanged their directions, of videos that have one."""
-        if self._exchanged is None or latents.shape[2] == 1:
+        """Losses with that of captions that say other directions, of videos that have one."""
+        if self._others is None or latents.shape[2] == 1:
             return losses
-        rows, others = self._exchanged.of(tokens)
+        rows, others = self._others.draw(tokens)
         if not len(rows):
             return losses
         kept = {name: cue[rows] for name, cue in cues.items()}

@@ -150,8 +150,8 @@ def _validate_preference(recipe: LatentRecipe) -> None:
     key, data = "diffusion.caption_preference", recipe.data
     if recipe.task == "image":
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
-    if data.kind != "moving_shapes" or not data.two_objects:
-        raise RecipeError(f"{key}: expected data of Moving Shapes with two_objects above 0, or 0 here")
+    if data.kind != "moving_shapes":
+        raise RecipeError(f"{key}: found it with data of kind {data.kind!r}, expected moving_shapes; or 0 here")
 
 
 def _validate_text_and_noise(recipe: LatentRecipe) -> None:

@@ -105,7 +105,7 @@ def test_videos_are_tried_with_both_captions_on_the_same_noise(autoencoder, tmp_
     task, calls = start(recipe_of(autoencoder, *changes), tmp_path, CPU).task, []
     task.unet.register_forward_pre_hook(lambda module, inputs, cues: calls.append((inputs, cues)), with_kwargs=True)
     numbers = torch.arange(16)
-    rows, _ = task._exchanged.of(task.tokens[numbers])
+    rows, _ = task._others.draw(task.tokens[numbers])
     assert 0 < len(rows) < 16
     losses = task.losses(task.batch(numbers, torch.zeros(16, dtype=torch.int64)), 0)
     (own, own_cues), (other, other_cues) = calls
