@@ -225,6 +225,11 @@ class Diffusion:
         minimum=0,
         doc="weight of preferring a caption to the same one with another direction, or with those of two exchanged",
     )
+    preference_steps: int = setting(
+        1000,
+        minimum=0,
+        doc="steps with the preference: once words are told apart, wrong captions get worse instead of own ones better",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

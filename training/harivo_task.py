@@ -64,7 +64,7 @@ class HarivoTask(TextToVideoTask):
         trained = (self.networks | self.companions).values()
         return {"denoiser": [weight for network in trained for weight in network.parameters()]}
 
-    def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
+    def _objective(self, latents: Tensor, tokens: Tensor, step: int, **cues: Tensor) -> Losses:
         """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4)."""
         weights = self.recipe.losses
         times, tokens, noise = self._draw(latents, tokens)
@@ -86,7 +86,8 @@ class HarivoTask(TextToVideoTask):
             if contrast is not None:
                 metrics["contrast"] = contrast
                 total = total + weights.contrast * contrast
-        return self._with_preference(Losses({"denoiser": total}, metrics), errors, latents, tokens, times, noise)
+        losses = Losses({"denoiser": total}, metrics)
+        return self._with_preference(step, losses, errors, latents, tokens, times, noise)
 
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""

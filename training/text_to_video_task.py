@@ -124,16 +124,17 @@ class TextToVideoTask:
         """
         mean, logvar, tokens, *extras = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        return self._objective(latents, tokens, **self._cues(latents, step, *extras))
+        return self._objective(latents, tokens, step, **self._cues(latents, step, *extras))
 
-    def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
+    def _objective(self, latents: Tensor, tokens: Tensor, step: int, **cues: Tensor) -> Losses:
         times, tokens, noise = self._draw(latents, tokens)
         errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
         losses = Losses({"denoiser": self._weighted(errors, times, latents)}, {"loss": errors.mean()})
-        return self._with_preference(losses, errors, latents, tokens, times, noise, **cues)
+        return self._with_preference(step, losses, errors, latents, tokens, times, noise, **cues)
 
     def _with_preference(
         self,
+        step: int,
         losses: Losses,
         errors: Tensor,
         latents: Tensor,
@@ -143,7 +144,8 @@ class TextToVideoTask:
         **cues: Tensor,
     ) -> Losses:
         """Losses with that of captions that say other directions, of videos that have one."""
-        if self._others is None or latents.shape[2] == 1:
+        settings = self.recipe.diffusion
+        if self._others is None or step >= settings.preference_steps or latents.shape[2] == 1:
             return losses
         rows, others = self._others.draw(tokens)
         if not len(rows):
@@ -151,7 +153,7 @@ class TextToVideoTask:
         kept = {name: cue[rows] for name, cue in cues.items()}
         mistaken = self._loss(self.networks, latents[rows], others, times[rows], noise[rows], **kept)
         preference = preference_loss(errors[rows], mistaken)
-        total = losses.objectives["denoiser"] + self.recipe.diffusion.caption_preference * preference
+        total = losses.objectives["denoiser"] + settings.caption_preference * preference
         return Losses({"denoiser": total}, losses.metrics | {"preference": preference})
 
     def _draw(self, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -101,7 +101,8 @@ def test_the_prior_is_level_and_there_are_no_pictures_before_their_steps(autoenc
 
 
 def test_videos_are_tried_with_both_captions_on_the_same_noise(autoencoder, tmp_path):
-    changes = ("diffusion.caption_preference=2", "data.two_objects=1", "diffusion.caption_dropout=0")
+    changes = ("caption_preference=2", "preference_steps=2", "caption_dropout=0")
+    changes = ("data.two_objects=1", *(f"diffusion.{change}" for change in changes))
     task, calls = start(recipe_of(autoencoder, *changes), tmp_path, CPU).task, []
     task.unet.register_forward_pre_hook(lambda module, inputs, cues: calls.append((inputs, cues)), with_kwargs=True)
     numbers = torch.arange(16)
@@ -116,8 +117,10 @@ def test_videos_are_tried_with_both_captions_on_the_same_noise(autoencoder, tmp_
     # The network starts at nothing, so both captions are alike at first.
     assert losses.metrics["preference"].item() == pytest.approx(math.log(2), rel=1e-5)
     calls.clear()
-    assert "preference" not in task.losses(task.batch(numbers, torch.zeros(16, dtype=torch.int64)), 1).metrics
-    assert len(calls) == 1
+    # A step on pictures, which show no direction, and one after the last with the preference.
+    for step in (1, 2):
+        assert "preference" not in task.losses(task.batch(numbers, torch.zeros(16, dtype=torch.int64)), step).metrics
+    assert len(calls) == 2
 
 
 def test_gradients_of_spatial_layers_are_scaled(autoencoder, tmp_path):
@@ -192,7 +195,7 @@ def test_appearance_of_a_fading_clip_is_a_line():
 def test_pictures_come_from_around_the_middle(autoencoder, tmp_path, spread, frames):
     task = start(recipe_of(autoencoder, f"pictures.spread={spread}", "pictures.per_clip=24"), tmp_path, CPU).task
     seen = []
-    task._objective = lambda pictures, tokens, **cues: seen.append(pictures)
+    task._objective = lambda pictures, tokens, step: seen.append(pictures)
     batch = list(task.batch(torch.arange(4), torch.zeros(4, dtype=torch.int64)))
     batch[0] = torch.arange(4.0).view(1, 1, 4, 1, 1).expand_as(batch[0])  # each frame's latents are its number
     batch[1] = torch.full_like(batch[1], -60.0)
