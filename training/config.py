@@ -225,11 +225,10 @@ class Diffusion:
         minimum=0,
         doc="weight of preferring a caption to the same one with another direction, or with those of two exchanged",
     )
-    preference_steps: int = setting(
-        1000,
-        minimum=0,
-        doc="steps with the preference: once words are told apart, wrong captions get worse instead of own ones better",
+    preference_start: int = setting(
+        880, minimum=0, doc="time from which captions are preferred: there little is left of the clip itself"
     )
+    preference_clips: int = setting(8, minimum=1, doc="so many clips of a batch are tried with another caption")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,9 +64,9 @@ class HarivoTask(TextToVideoTask):
         trained = (self.networks | self.companions).values()
         return {"denoiser": [weight for network in trained for weight in network.parameters()]}
 
-    def _objective(self, latents: Tensor, tokens: Tensor, step: int, **cues: Tensor) -> Losses:
+    def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
         """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4)."""
-        weights = self.recipe.losses
+        weights, preference = self.recipe.losses, self._preference(latents, tokens)
         times, tokens, noise = self._draw(latents, tokens)
         noisy, context = add_noise(self.schedule, latents, times, noise), self.text_encoder(tokens)
         changes: list[Tensor] | None = [] if weights.attention else None
@@ -87,7 +87,7 @@ class HarivoTask(TextToVideoTask):
                 metrics["contrast"] = contrast
                 total = total + weights.contrast * contrast
         losses = Losses({"denoiser": total}, metrics)
-        return self._with_preference(step, losses, errors, latents, tokens, times, noise)
+        return losses if preference is None else self._with_preference(losses, preference)
 
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""

@@ -48,7 +48,7 @@ class HiGenTask(TextToVideoTask):
         frames = torch.randint(first, end, (len(latents), count), device=latents.device)
         clips = torch.arange(len(latents), device=latents.device)[:, None]
         pictures = latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]
-        return self._objective(pictures, tokens.repeat_interleave(count, dim=0), step)
+        return self._objective(pictures, tokens.repeat_interleave(count, dim=0))
 
     def _build_network(self) -> nn.Module:
         network = HiGenUNet(self.recipe.network, operations=TrainingOperations)

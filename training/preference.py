@@ -27,12 +27,12 @@ class OtherDirections:
         rows = text.tokens(list(found)).tolist()
         self._others = {tuple(row): text.tokens(others) for row, others in zip(rows, found.values(), strict=True)}
 
-    def draw(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, N) -> numbers (K,) of those that have other captions, and tokens of one of these each, (K, N)."""
+    def draw(self, tokens: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N) -> numbers (K,) of the first `most` that have other captions, tokens of one of these (K, N)."""
         numbers, drawn = [], [tokens[:0]]
         for number, row in enumerate(tokens.tolist()):
             others = self._others.get(tuple(row))
-            if others is not None:
+            if others is not None and len(numbers) < most:
                 numbers.append(number)
                 drawn.append(others[torch.randint(len(others), (1,))].to(tokens))
         return torch.tensor(numbers, dtype=torch.int64, device=tokens.device), torch.cat(drawn)

@@ -124,36 +124,37 @@ class TextToVideoTask:
         """
         mean, logvar, tokens, *extras = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        return self._objective(latents, tokens, step, **self._cues(latents, step, *extras))
+        return self._objective(latents, tokens, **self._cues(latents, step, *extras))
 
-    def _objective(self, latents: Tensor, tokens: Tensor, step: int, **cues: Tensor) -> Losses:
+    def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
+        preference = self._preference(latents, tokens, **cues)
         times, tokens, noise = self._draw(latents, tokens)
         errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
         losses = Losses({"denoiser": self._weighted(errors, times, latents)}, {"loss": errors.mean()})
-        return self._with_preference(step, losses, errors, latents, tokens, times, noise, **cues)
+        return losses if preference is None else self._with_preference(losses, preference)
 
-    def _with_preference(
-        self,
-        step: int,
-        losses: Losses,
-        errors: Tensor,
-        latents: Tensor,
-        tokens: Tensor,
-        times: Tensor,
-        noise: Tensor,
-        **cues: Tensor,
-    ) -> Losses:
-        """Losses with that of captions that say other directions, of videos that have one."""
+    def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
+        """Loss of some videos with their captions and with those that say other directions, on the same noise.
+
+        At times when little is left of the clip. Where it still shows, wrong captions would get worse instead of own
+        ones better.
+        """
         settings = self.recipe.diffusion
-        if self._others is None or step >= settings.preference_steps or latents.shape[2] == 1:
-            return losses
-        rows, others = self._others.draw(tokens)
+        if self._others is None or latents.shape[2] == 1:
+            return None
+        rows, others = self._others.draw(tokens, settings.preference_clips)
         if not len(rows):
-            return losses
-        kept = {name: cue[rows] for name, cue in cues.items()}
-        mistaken = self._loss(self.networks, latents[rows], others, times[rows], noise[rows], **kept)
-        preference = preference_loss(errors[rows], mistaken)
-        total = losses.objectives["denoiser"] + settings.caption_preference * preference
+            return None
+        clips, kept = latents[rows], {name: cue[rows] for name, cue in cues.items()}
+        times = torch.randint(settings.preference_start, self.schedule.steps, (len(rows),), device=self.device)
+        noise = self._with_offset(torch.randn_like(clips))
+        own, other = (
+            self._loss(self.networks, clips, caption, times, noise, **kept) for caption in (tokens[rows], others)
+        )
+        return preference_loss(own, other)
+
+    def _with_preference(self, losses: Losses, preference: Tensor) -> Losses:
+        total = losses.objectives["denoiser"] + self.recipe.diffusion.caption_preference * preference
         return Losses({"denoiser": total}, losses.metrics | {"preference": preference})
 
     def _draw(self, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

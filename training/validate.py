@@ -152,6 +152,9 @@ def _validate_preference(recipe: LatentRecipe) -> None:
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
     if data.kind != "moving_shapes":
         raise RecipeError(f"{key}: found it with data of kind {data.kind!r}, expected moving_shapes; or 0 here")
+    start, steps = recipe.diffusion.preference_start, recipe.schedule.noise_schedule().steps
+    if start >= steps:
+        raise RecipeError(f"diffusion.preference_start: found {start}, expected less than the schedule's {steps} times")
 
 
 def _validate_text_and_noise(recipe: LatentRecipe) -> None:

@@ -173,9 +173,10 @@ def test_other_directions_are_those_of_training_clips():
     torch.manual_seed(0)
     drawn = set()
     for _ in range(20):
-        rows, tokens = captions.draw(text.tokens([none[0], two, "", one]))
+        rows, tokens = captions.draw(text.tokens([none[0], two, "", one]), 2)
         assert rows.tolist() == [1, 3] and torch.equal(tokens[:1], text.tokens([exchanged]))
         drawn.add(tuple(tokens[1].tolist()))
     assert drawn == {tuple(row) for row in text.tokens(others).tolist()}
-    rows, tokens = captions.draw(text.tokens(none))
+    assert captions.draw(text.tokens([two, one]), 1)[0].tolist() == [0]
+    rows, tokens = captions.draw(text.tokens(none), 2)
     assert rows.shape == (0,) and tokens.shape == (0, 20)

@@ -67,6 +67,10 @@ def test_impossible_autoencoders(settings, message):
         (["text_encoder.width=32"], "network.context_width: found 16, the text encoder has 32"),
         (["schedule.linear_start=0.02"], "schedule.linear_start: found 0.02, expected less than .* = 0.0155"),
         (["schedule.linear_end=1"], "schedule.linear_end: found 1.0, expected less than 1"),
+        (
+            ["diffusion.caption_preference=1", "diffusion.preference_start=1000"],
+            "diffusion.preference_start: found 1000, expected less than the schedule's 1000 times",
+        ),
         (["rare.start=9", "rare.end=8"], "rare.end: found 8, expected at least rare.start = 9"),
         (["seed=99999999999999999999"], "seed: found 99999999999999999999, expected at most"),
     ],
