@@ -29,7 +29,8 @@ class OtherDirections:
 
     def draw(self, tokens: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """Tokens (B, N) -> numbers (K,) of the first `most` that have other captions, tokens of one of these (K, N)."""
-        numbers, drawn = [], [tokens[:0]]
+        numbers: list[int] = []
+        drawn = [tokens[:0]]
         for number, row in enumerate(tokens.tolist()):
             others = self._others.get(tuple(row))
             if others is not None and len(numbers) < most:
