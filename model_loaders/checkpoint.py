@@ -213,10 +213,10 @@ def _blank(component: Component, name: str) -> nn.Module:
 
 def _what_it_seems(tensors: Mapping[str, Tensor]) -> str:
     names = list(tensors)
+    if any("control_model" in name or "controlnet" in name for name in names):  # some are called lora_controlnet
+        return "is a ControlNet: use Load ControlNet Model."
     if any("lora_" in name or ".lora." in name for name in names):
         return "is a LoRA, not a model: load the base model here and add this file with Load LoRA."
-    if any("control_model" in name or "controlnet" in name for name in names):
-        return "is a ControlNet: use Load ControlNet Model."
     if "model.diffusion_model.input_blocks.0.0.weight" in tensors:
         return "is an image model: use the core node Load Checkpoint for it."
     sample = ", ".join(names[:3])

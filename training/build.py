@@ -8,7 +8,8 @@ import torch
 
 from . import checkpoints
 from .autoencoder_task import AutoencoderTask
-from .config import AutoencoderRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, read_recipe
+from .config import AutoencoderRecipe, ControlRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, read_recipe
+from .control_task import ControlTask
 from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
 from .image_task import ImageTask
@@ -27,6 +28,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
         return HiGenTask(recipe, folder, device, mixed)
     if isinstance(recipe, HarivoRecipe):
         return HarivoTask(recipe, folder, device, mixed)
+    if isinstance(recipe, ControlRecipe):
+        return ControlTask(recipe, folder, device, mixed)
     if isinstance(recipe, ImageRecipe):
         return ImageTask(recipe, folder, device, mixed)
     return TextToVideoTask(recipe, folder, device, mixed)

@@ -13,7 +13,9 @@ from ..kernels.networks.lvdm import TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.image_unet import ImageUNetConfig
+from .control_settings import EdgeHints
 from .data.moving_shapes import MovingShapesConfig
+from .higen_settings import Cues, Pictures
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .settings import RecipeError, Table, read_section, section, setting
 from .validate import validate
@@ -299,43 +301,6 @@ class TextToVideoRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderFeatures:
-    """Appearance by an image encoder."""
-
-    kind: Literal["encoder"] = setting("encoder", doc="DINOv2 (the paper's choice) or CLIP's image tower")
-    path: str = setting(doc="folder of the model with its image processor, in transformers' layout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColourFeatures:
-    """Appearance by how much colour there is, for Moving Shapes."""
-
-    kind: Literal["colours"] = setting("colours", doc="amount of colour: needs no image encoder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cues:
-    """What HiGen learns to be steered by (section 3.3)."""
-
-    features: EncoderFeatures | ColourFeatures = setting(doc="in which features of frames appearance is compared")
-    similarity: Literal["cosine", "released"] = setting(
-        "cosine", doc="cosine: the paper's; released: 5 cos - 4, made for CLIP features"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Joint training on images: single frames, which train no temporal layer."""
-
-    share: float = setting(0.25, minimum=0, maximum=1, doc="share of steps on single frames; a quarter in the paper")
-    start: int = setting(0, minimum=0, doc="first step with pictures; what texts say of motion is learned before")
-    per_clip: int = setting(4, minimum=1, doc="frames taken of each clip in these steps")
-    spread: float = setting(
-        1.0, minimum=0, maximum=1, doc="share of the clip, around its middle, that they are taken from; 0: the middle"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class HiGenRecipe:
     """HiGen's denoiser on the latents of single frames: pictures, and videos around their middle frame."""
 
@@ -437,8 +402,29 @@ class HarivoRecipe:
     run: Run = setting(doc="length and output")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlRecipe:
+    """A ControlNet for an image model, on single frames of clips and pictures of their edges."""
+
+    task: Literal["control"] = setting("control", doc="train a ControlNet for a frozen image model")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    hints: EdgeHints = section(EdgeHints, doc="pictures that it is steered by")
+    image_model: ImageModelSource = setting(doc="the frozen image model")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="its autoencoder, one latent per frame")
+    text_encoder: ClipText | ImageModelText = setting(doc="its text encoder")
+    initialization: GivenWeights = section(GivenWeights, doc="what is gone on from, if not the image model's encoder")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule: the image model's")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
 DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe
-LatentRecipe = DenoiserRecipe | HarivoRecipe
+ImageModelRecipe = HarivoRecipe | ControlRecipe
+"""Of what is trained around a frozen image model."""
+LatentRecipe = DenoiserRecipe | ImageModelRecipe
 Recipe = AutoencoderRecipe | LatentRecipe
 RECIPES: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
@@ -446,6 +432,7 @@ RECIPES: dict[str, type] = {
     "higen": HiGenRecipe,
     "image": ImageRecipe,
     "harivo": HarivoRecipe,
+    "control": ControlRecipe,
 }
 
 

@@ -22,8 +22,8 @@ from . import checkpoints
 from .config import (
     CaptionText,
     DenoiserStart,
-    HarivoRecipe,
     ImageFirstStage,
+    ImageModelRecipe,
     LatentRecipe,
     TextToVideoRecipe,
 )
@@ -97,7 +97,7 @@ class TextToVideoTask:
             self.text_encoder.requires_grad_(False)
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
-        assert not isinstance(self.recipe, HarivoRecipe)
+        assert not isinstance(self.recipe, ImageModelRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _build_network(self) -> nn.Module:
@@ -272,7 +272,7 @@ class TextToVideoTask:
 
     def _network_channels(self) -> tuple[str, int]:
         """Channels that the network reads, and the setting that says so."""
-        assert not isinstance(self.recipe, HarivoRecipe)
+        assert not isinstance(self.recipe, ImageModelRecipe)
         return "network.in_channels", self.recipe.network.in_channels
 
     def _rare(self, captions: list[str]) -> Tensor:
@@ -296,7 +296,7 @@ class TextToVideoTask:
         )
 
     def _check_width(self, text_width: int) -> None:
-        assert not isinstance(self.recipe, HarivoRecipe)
+        assert not isinstance(self.recipe, ImageModelRecipe)
         key = text_width_key(self.recipe)
         found = getattr(self.recipe.network, key)
         if found != text_width:

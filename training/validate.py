@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
     from ..model_loaders.image_unet import ImageUNetConfig
-    from .config import AutoencoderRecipe, DenoiserRecipe, HarivoRecipe, LatentRecipe, Recipe
+    from .config import AutoencoderRecipe, ControlRecipe, DenoiserRecipe, HarivoRecipe, LatentRecipe, Recipe
 
 
 def validate(recipe: Recipe, name: str) -> None:
@@ -24,6 +24,8 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_higen(recipe.network)
             elif recipe.task == "harivo":
                 _validate_motion(recipe)
+            elif recipe.task == "control":
+                _validate_hints(recipe)
             elif recipe.task == "image":
                 _validate_image(recipe.network)
             else:
@@ -113,6 +115,15 @@ def _validate_motion(recipe: HarivoRecipe) -> None:
         )
 
 
+def _validate_hints(recipe: ControlRecipe) -> None:
+    hints = recipe.hints
+    if hints.low_threshold > hints.high_threshold:
+        raise RecipeError(
+            f"hints.low_threshold: found {hints.low_threshold}, expected at most hints.high_threshold = "
+            f"{hints.high_threshold}"
+        )
+
+
 def _validate_image(network: ImageUNetConfig) -> None:
     _at_least_one("network.heads", network.heads)
     for width in _validate_levels(network).values():
@@ -148,7 +159,7 @@ def _validate_preference(recipe: LatentRecipe) -> None:
     if not recipe.diffusion.caption_preference:
         return
     key, data = "diffusion.caption_preference", recipe.data
-    if recipe.task == "image":
+    if recipe.task in ("image", "control"):
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
     if data.kind != "moving_shapes":
         raise RecipeError(f"{key}: found it with data of kind {data.kind!r}, expected moving_shapes; or 0 here")
@@ -159,7 +170,7 @@ def _validate_preference(recipe: LatentRecipe) -> None:
 
 def _validate_text_and_noise(recipe: LatentRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
-    if recipe.task != "harivo" and text.kind == "captions":
+    if recipe.task != "harivo" and recipe.task != "control" and text.kind == "captions":
         if text.frozen and not recipe.initialization.weights:
             raise RecipeError("text_encoder.frozen: found true without initialization.weights, which it would stay")
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
