@@ -27,8 +27,9 @@ _KINDS = {
 }
 FOLDER_PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folders of a diffusers pipeline that are read, and how the weights in them are called."""
-SCHEDULER = "scheduler"
-"""Key of a folder's scheduler configuration in its metadata."""
+SCHEDULER, UNET = "scheduler", "unet"
+"""Keys of a folder's configurations of scheduler and denoiser in its metadata."""
+_CONFIGURATIONS = {SCHEDULER: "scheduler_config.json", UNET: "config.json"}
 _NESTS = ("state_dict", "model", "module", "model_state_dict")
 
 
@@ -67,17 +68,41 @@ def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{folder.name} has no unet/{FOLDER_PARTS['unet']}.safetensors (or .bin): expected a pipeline's folder in "
             "diffusers' layout, as downloaded with all its subfolders."
         )
-    scheduler = folder / SCHEDULER / "scheduler_config.json"
-    return tensors, {SCHEDULER: scheduler.read_text(encoding="utf-8")} if scheduler.is_file() else {}
+    paths = {part: folder / part / name for part, name in _CONFIGURATIONS.items()}
+    said = {part: path.read_text(encoding="utf-8", errors="replace") for part, path in paths.items() if path.is_file()}
+    return tensors, said
 
 
 def _weights_in(folder: Path, stem: str) -> list[Path]:
-    """The file with all weights, or its shards; safetensors before pickles, whole before half precision."""
+    """The file with all weights, or its shards; safetensors before pickles, whole before half precision.
+
+    Raises:
+        CheckpointError: a shard is missing.
+    """
     pickled = "pytorch_model" if stem == "model" else stem
-    for name in (f"{stem}.safetensors", f"{pickled}.bin", f"{stem}.fp16.safetensors", f"{pickled}.fp16.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
-    return sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+    kinds = [(stem, "safetensors"), (pickled, "bin"), (f"{stem}.fp16", "safetensors"), (f"{pickled}.fp16", "bin")]
+    for name, suffix in kinds:
+        if (folder / f"{name}.{suffix}").is_file():
+            return [folder / f"{name}.{suffix}"]
+    # Half precision is named behind the number of a shard, too.
+    kinds += [(stem, "fp16.safetensors"), (pickled, "fp16.bin")]
+    for name, suffix in kinds:
+        numbers = "[0-9]" * 5
+        shards = sorted(folder.glob(f"{name}-{numbers}-of-{numbers}.{suffix}"))
+        if shards:
+            _check_shards(shards)
+            return shards
+    return []
+
+
+def _check_shards(shards: list[Path]) -> None:
+    total = int(shards[0].name.partition("-of-")[2][:5])
+    if len(shards) != total:
+        found = ", ".join(path.name for path in shards)
+        raise CheckpointError(
+            f"{shards[0].parent.name} has {len(shards)} of {total} shards of its weights ({found}): download the "
+            "others."
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
