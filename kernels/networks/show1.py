@@ -338,8 +338,8 @@ class PixelUNet(nn.Module):
             (B, out_channels, T, H, W): the prediction, then its variance.
 
         Raises:
-            ValueError: the text or the noise level is missing, the text has another width, or a size does not halve
-                evenly.
+            ValueError: the text or the noise level is missing or does not belong to this stage, or a size does not
+                halve evenly.
         """
         self._check_size(x)
         if text_keys_values is None or text_embedding is None:
@@ -351,6 +351,8 @@ class PixelUNet(nn.Module):
                 raise ValueError("Super-resolution needs the level of the noise on the small video, found none.")
             features = sinusoid(noise_level, self.config.model_channels)
             embedding = embedding + self.noise_embedding(features.to(x.dtype))
+        elif noise_level is not None:
+            raise ValueError("This stage knows no noise level of a small video: leave it out.")
         embedding = ACTIVATIONS[ACTIVATION](embedding)
         frames = x.shape[2]
         step = Step(frames, embedding.repeat_interleave(frames, dim=0), text_keys_values.to(x.dtype))
