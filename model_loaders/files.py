@@ -4,7 +4,7 @@ import json
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors
@@ -33,17 +33,17 @@ _CONFIGURATIONS = {SCHEDULER: "scheduler_config.json", UNET: "config.json"}
 _NESTS = ("state_dict", "model", "module", "model_state_dict")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, parts: Collection[str] = tuple(FOLDER_PARTS)) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, and the metadata, of a safetensors file or a pickled checkpoint (read with weights_only).
 
-    Of a folder in diffusers' layout the tensors of its parts, each below the part's name.
+    Of a folder in diffusers' layout the tensors of its parts, each below the part's name; with `parts`, of these only.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds code, or holds no tensors.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, parts)
     if not path.is_file():
         raise CheckpointError(f"{path.name}: there is no such file.")
     with open(path, "rb") as file:
@@ -58,18 +58,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     )
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_folder(folder: Path, parts: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
-    for part, stem in FOLDER_PARTS.items():
-        for file in _weights_in(folder / part, stem):
+    for part in parts:
+        for file in _weights_in(folder / part, FOLDER_PARTS[part]):
             tensors |= {f"{part}.{name}": tensor for name, tensor in read_tensors(file)[0].items()}
     if not any(name.startswith("unet.") for name in tensors):
         raise CheckpointError(
             f"{folder.name} has no unet/{FOLDER_PARTS['unet']}.safetensors (or .bin): expected a pipeline's folder in "
             "diffusers' layout, as downloaded with all its subfolders."
         )
-    paths = {part: folder / part / name for part, name in _CONFIGURATIONS.items()}
-    said = {part: path.read_text(encoding="utf-8", errors="replace") for part, path in paths.items() if path.is_file()}
+    paths = {kind: folder / kind / name for kind, name in _CONFIGURATIONS.items()}
+    said = {kind: path.read_text(encoding="utf-8", errors="replace") for kind, path in paths.items() if path.is_file()}
     return tensors, said
 
 

@@ -219,7 +219,7 @@ def load_model(path: str, options: LoadOptions | None = None, disable_dynamic: b
         CheckpointError: the file has no denoiser or does not fit.
     """
     options = options or LoadOptions()
-    patcher = make_model(read(path, options.read), options.dtype, disable_dynamic)
+    patcher = make_model(read(path, options.read, [MODEL]), options.dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, options))
     return patcher
 

@@ -188,6 +188,16 @@ def test_a_file_alone_is_read_with_the_heads_of_the_release(tmp_path, network, s
         read(path, ReadOptions(ema=True))
 
 
+def test_what_is_not_asked_for_is_not_read(pipeline):
+    """The text encoder is by far the largest part of the released folders."""
+    folder = pipeline()
+    for file in (folder / "text_encoder").iterdir():
+        file.write_bytes(b"damaged")
+    assert set(read(folder, roles=[MODEL]).components) == {MODEL}
+    with pytest.raises(CheckpointError, match="pytorch_model-00001-of-00003.bin is a text or web page"):
+        read(folder)
+
+
 def test_settings_of_super_resolution_are_read():
     tensors = manifest("sr1")
     said = {"resnet_skip_time_act": True, "time_embedding_act_fn": "gelu", "resnet_out_scale_factor": 1.5}
