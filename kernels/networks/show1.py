@@ -225,7 +225,7 @@ class SpaceTimeAttention(nn.Module):
         super().__init__()
         build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
         self.joint = JointAttention(channels, config, first_column, **build)
-        self.temporal = None
+        self.temporal: Transformer | None = None
         if config.temporal:
             _divided(channels, config.temporal_heads, "temporal heads:")
             block = TemporalBlock(channels, config.temporal_heads, **build)
@@ -275,7 +275,7 @@ class PixelUNet(nn.Module):
     """The denoiser of every stage of Show-1 that works on pixels."""
 
     # Peak of live values in a forward pass without gradients, per pixel and model channel (counted).
-    activation_values = 16.0
+    activation_values = 15.0
     # Pictures are made by the stage without layers over time.
     fewest_frames = 1
 
