@@ -24,6 +24,7 @@ from ..kernels.networks.lvdm import (
     TextToVideoUNet,
     TextToVideoUNetConfig,
 )
+from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
@@ -39,6 +40,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "LatentVideoUNet": (LatentVideoUNet, LatentVideoUNetConfig),
     "HiGenUNet": (HiGenUNet, HiGenUNetConfig),
     "SpaceTimeUNet": (SpaceTimeUNet, SpaceTimeUNetConfig),
+    "PixelUNet": (PixelUNet, PixelUNetConfig),
     "VideoAutoencoder": (VideoAutoencoder, VideoAutoencoderConfig),
     "CaptionEncoder": (CaptionEncoder, CaptionEncoderConfig),
 }

@@ -127,8 +127,8 @@ class VideoModel(DescribedModel):
             self.check_text(text, width)
             # The same at every step: once per run, and of one length whatever the prompt's. Hooks change weights later.
             if hasattr(self.diffusion_model, "encode_text") and not kwargs.get("hooks"):
-                tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
-                out["text_tokens"] = Cue(tokens)
+                encoded = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
+                out.update({name: Cue(tensor) for name, tensor in encoded.items()})
                 out.pop("c_crossattn", None)
         cues = kwargs.get(CUES, {})
         missing = [name for name in getattr(self.diffusion_model, "video_cues", ()) if name not in cues]
@@ -219,7 +219,7 @@ def load_model(path: str, options: LoadOptions | None = None, disable_dynamic: b
         CheckpointError: the file has no denoiser or does not fit.
     """
     options = options or LoadOptions()
-    patcher = make_model(read(path, options.read), options.dtype, disable_dynamic)
+    patcher = make_model(read(path, options.read, [MODEL]), options.dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, options))
     return patcher
 
