@@ -144,7 +144,7 @@ def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig | ImageUNe
         )
     if network.model_channels % 2:
         raise RecipeError(f"network.model_channels: found {network.model_channels}, expected an even number")
-    levels = {2**level: network.model_channels * factor for level, factor in enumerate(network.channel_mult)}
+    levels = {2**level: round(network.model_channels * factor) for level, factor in enumerate(network.channel_mult)}
     for factor in network.attention_factors:
         if factor not in levels:
             raise RecipeError(
