@@ -278,6 +278,8 @@ class PixelUNet(nn.Module):
     activation_values = 15.0
     # Pictures are made by the stage without layers over time.
     fewest_frames = 1
+    # Behind the noise there is its variance.
+    predicts_variance = True
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
+from ..errors import CheckpointError
 from ..keymap import check_tensors
 from .compat import (
     conds,
@@ -228,9 +229,15 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable
     """MODEL of a checkpoint that was read; its tensors are used up.
 
     Raises:
-        CheckpointError: the network is ComfyUI's, and the file does not describe it or its tensors do not fit.
+        CheckpointError: the network is ComfyUI's, and the file does not describe it or its tensors do not fit; or it
+            cannot be sampled.
     """
     component = checkpoint.component(MODEL)
+    if getattr(component.network, "predicts_variance", False):
+        raise CheckpointError(
+            f"{checkpoint.name} is a stage of Show-1 on pixels, which this pack reads and cannot sample yet. The stage on "
+            "latents (super-resolution 2) can be used."
+        )
     tensors = dict(component.tensors)
     # A network that is not ours is ComfyUI's, in the one layout that files may describe.
     config = ImageModelConfig(checkpoint) if component.network is None else VideoModelConfig(checkpoint)
