@@ -235,8 +235,8 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable
     component = checkpoint.component(MODEL)
     if getattr(component.network, "predicts_variance", False):
         raise CheckpointError(
-            f"{checkpoint.name} is a stage of Show-1 on pixels, which this pack reads and cannot sample yet. The stage on "
-            "latents (super-resolution 2) can be used."
+            f"{checkpoint.name} is a stage of Show-1 on pixels, which this pack reads and cannot sample yet. The stage "
+            "on latents (super-resolution 2) can be used."
         )
     tensors = dict(component.tensors)
     # A network that is not ours is ComfyUI's, in the one layout that files may describe.
