@@ -159,7 +159,14 @@ class CaptionText:
     layers: int = setting(minimum=1, doc="transformer layers")
     heads: int = setting(minimum=1, doc="attention heads")
     max_tokens: int = setting(minimum=3, doc="tokens of a caption, start and end included")
-    frozen: bool = setting(False, doc="stays what initialization.weights has made it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenText:
+    """The caption encoder of another model, frozen, as Stable Diffusion has that of CLIP."""
+
+    kind: Literal["given"] = setting("given", doc="the caption encoder of another model, frozen")
+    path: str = setting(doc="bundle, run folder or checkpoint that holds it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +298,7 @@ class TextToVideoRecipe:
     data: Data = setting(doc="what it learns from")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
     network: TextToVideoUNetConfig = setting(doc="the UNet")
-    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")
@@ -310,7 +317,7 @@ class HiGenRecipe:
     data: Data = setting(doc="what it learns from")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
     network: HiGenUNetConfig = setting(doc="the UNet")
-    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     cues: Cues = setting(doc="motion and appearance")
     pictures: Pictures = section(Pictures, doc="joint training on images")
     spatial_gradient: float = setting(
@@ -348,7 +355,7 @@ class ImageRecipe:
     data: Data = setting(doc="what it learns from")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
     network: ImageUNetConfig = setting(doc="the UNet")
-    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     initialization: ImageStart = section(ImageStart, doc="how the UNet starts")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")

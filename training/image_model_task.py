@@ -74,4 +74,4 @@ def image_text(recipe: ImageModelRecipe, image: ImageModel) -> TextEncoder:
         raise RecipeError(
             f'text_encoder.kind: {recipe.image_model.path} has no caption encoder; expected kind = "clip" and its path'
         )
-    return FrozenCaptions(image.text_encoder)
+    return FrozenCaptions(image.text_encoder, saved=False)

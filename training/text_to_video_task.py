@@ -20,7 +20,6 @@ from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
 from .config import (
-    CaptionText,
     DenoiserStart,
     ImageFirstStage,
     ImageModelRecipe,
@@ -87,14 +86,12 @@ class TextToVideoTask:
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
         self.networks: dict[str, nn.Module] = {self.role: self.unet}
-        if text.trained:
+        if text.saved:
             self.networks["text_encoder"] = self.text_encoder
         self.companions: dict[str, nn.Module] = {}
         self.facts: Table = self._measure()
         if recipe.initialization.weights and not checkpoints.exist(folder):
             self.facts |= start_from(Path(recipe.initialization.weights), self.networks)
-        if isinstance(recipe.text_encoder, CaptionText) and recipe.text_encoder.frozen:
-            self.text_encoder.requires_grad_(False)
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
         assert not isinstance(self.recipe, ImageModelRecipe)

@@ -171,8 +171,6 @@ def _validate_preference(recipe: LatentRecipe) -> None:
 def _validate_text_and_noise(recipe: LatentRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
     if recipe.task != "harivo" and recipe.task != "control" and text.kind == "captions":
-        if text.frozen and not recipe.initialization.weights:
-            raise RecipeError("text_encoder.frozen: found true without initialization.weights, which it would stay")
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
         key = text_width_key(recipe)
         found = getattr(recipe.network, key)
