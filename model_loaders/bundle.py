@@ -24,6 +24,7 @@ from ..kernels.networks.lvdm import (
     TextToVideoUNet,
     TextToVideoUNetConfig,
 )
+from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
@@ -40,6 +41,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "LatentVideoUNet": (LatentVideoUNet, LatentVideoUNetConfig),
     "HiGenUNet": (HiGenUNet, HiGenUNetConfig),
     "SpaceTimeUNet": (SpaceTimeUNet, SpaceTimeUNetConfig),
+    "PixelUNet": (PixelUNet, PixelUNetConfig),
     "VideoAutoencoder": (VideoAutoencoder, VideoAutoencoderConfig),
     "CaptionEncoder": (CaptionEncoder, CaptionEncoderConfig),
     "VideoFeatures": (VideoFeatures, VideoFeaturesConfig),

@@ -5,7 +5,7 @@ Every module of this package that defines `FAMILY` is asked in turn; a new syste
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..kernels.layers.operations import TorchOperations
 from ..kernels.sampling.schedules import NoiseSchedule
 from .errors import CheckpointError
-from .files import read_tensors
+from .files import FOLDER_PARTS, UNET, read_tensors
 from .keymap import check_finite, check_tensors
 
 MODEL, VAE, TEXT_ENCODER = "diffusion_model", "vae", "text_encoder"
@@ -163,14 +163,17 @@ def families() -> list[Family]:
     return [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
 
 
-def read(path: Path | str, options: ReadOptions | None = None) -> Checkpoint:
+def read(path: Path | str, options: ReadOptions | None = None, roles: Collection[str] | None = None) -> Checkpoint:
     """Read a model file, find out what it is, and check that every tensor is there, fits, and is finite.
+
+    With `roles`, of a folder only these networks are read beside the denoiser: a text encoder may be the largest part.
 
     Raises:
         CheckpointError: it cannot be read, is of no known family, or its tensors do not fit its network.
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
+    parts = tuple(part for part in FOLDER_PARTS if roles is None or part == UNET or part in roles)
+    tensors, metadata = read_tensors(path, parts)
     checkpoint = interpret(path.name, tensors, metadata, options)
     for component in checkpoint.components.values():
         if component.network is not None:
@@ -213,10 +216,10 @@ def _blank(component: Component, name: str) -> nn.Module:
 
 def _what_it_seems(tensors: Mapping[str, Tensor]) -> str:
     names = list(tensors)
+    if any("control_model" in name or "controlnet" in name for name in names):  # some are called lora_controlnet
+        return "is a ControlNet: use Load ControlNet Model."
     if any("lora_" in name or ".lora." in name for name in names):
         return "is a LoRA, not a model: load the base model here and add this file with Load LoRA."
-    if any("control_model" in name or "controlnet" in name for name in names):
-        return "is a ControlNet: use Load ControlNet Model."
     if "model.diffusion_model.input_blocks.0.0.weight" in tensors:
         return "is an image model: use the core node Load Checkpoint for it."
     sample = ", ".join(names[:3])

@@ -4,7 +4,7 @@ import json
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import safetensors
@@ -27,22 +27,23 @@ _KINDS = {
 }
 FOLDER_PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Folders of a diffusers pipeline that are read, and how the weights in them are called."""
-SCHEDULER = "scheduler"
-"""Key of a folder's scheduler configuration in its metadata."""
+SCHEDULER, UNET = "scheduler", "unet"
+"""Keys of a folder's configurations of scheduler and denoiser in its metadata."""
+_CONFIGURATIONS = {SCHEDULER: "scheduler_config.json", UNET: "config.json"}
 _NESTS = ("state_dict", "model", "module", "model_state_dict")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, parts: Collection[str] = tuple(FOLDER_PARTS)) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, and the metadata, of a safetensors file or a pickled checkpoint (read with weights_only).
 
-    Of a folder in diffusers' layout the tensors of its parts, each below the part's name.
+    Of a folder in diffusers' layout the tensors of its parts, each below the part's name; with `parts`, of these only.
 
     Raises:
         CheckpointError: the file is missing, damaged, holds code, or holds no tensors.
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, parts)
     if not path.is_file():
         raise CheckpointError(f"{path.name}: there is no such file.")
     with open(path, "rb") as file:
@@ -57,27 +58,51 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     )
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_folder(folder: Path, parts: Collection[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
-    for part, stem in FOLDER_PARTS.items():
-        for file in _weights_in(folder / part, stem):
+    for part in parts:
+        for file in _weights_in(folder / part, FOLDER_PARTS[part]):
             tensors |= {f"{part}.{name}": tensor for name, tensor in read_tensors(file)[0].items()}
     if not any(name.startswith("unet.") for name in tensors):
         raise CheckpointError(
             f"{folder.name} has no unet/{FOLDER_PARTS['unet']}.safetensors (or .bin): expected a pipeline's folder in "
             "diffusers' layout, as downloaded with all its subfolders."
         )
-    scheduler = folder / SCHEDULER / "scheduler_config.json"
-    return tensors, {SCHEDULER: scheduler.read_text(encoding="utf-8")} if scheduler.is_file() else {}
+    paths = {kind: folder / kind / name for kind, name in _CONFIGURATIONS.items()}
+    said = {kind: path.read_text(encoding="utf-8", errors="replace") for kind, path in paths.items() if path.is_file()}
+    return tensors, said
 
 
 def _weights_in(folder: Path, stem: str) -> list[Path]:
-    """The file with all weights, or its shards; safetensors before pickles, whole before half precision."""
+    """The file with all weights, or its shards; safetensors before pickles, whole before half precision.
+
+    Raises:
+        CheckpointError: a shard is missing.
+    """
     pickled = "pytorch_model" if stem == "model" else stem
-    for name in (f"{stem}.safetensors", f"{pickled}.bin", f"{stem}.fp16.safetensors", f"{pickled}.fp16.bin"):
-        if (folder / name).is_file():
-            return [folder / name]
-    return sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+    kinds = [(stem, "safetensors"), (pickled, "bin"), (f"{stem}.fp16", "safetensors"), (f"{pickled}.fp16", "bin")]
+    for name, suffix in kinds:
+        if (folder / f"{name}.{suffix}").is_file():
+            return [folder / f"{name}.{suffix}"]
+    # Half precision is named behind the number of a shard, too.
+    kinds += [(stem, "fp16.safetensors"), (pickled, "fp16.bin")]
+    for name, suffix in kinds:
+        numbers = "[0-9]" * 5
+        shards = sorted(folder.glob(f"{name}-{numbers}-of-{numbers}.{suffix}"))
+        if shards:
+            _check_shards(shards)
+            return shards
+    return []
+
+
+def _check_shards(shards: list[Path]) -> None:
+    total = int(shards[0].name.partition("-of-")[2][:5])
+    if len(shards) != total:
+        found = ", ".join(path.name for path in shards)
+        raise CheckpointError(
+            f"{shards[0].parent.name} has {len(shards)} of {total} shards of its weights ({found}): download the "
+            "others."
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

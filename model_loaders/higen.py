@@ -1,4 +1,7 @@
-"""HiGen and ModelScopeT2V checkpoints: released layout, and ModelScopeT2V in diffusers' layout."""
+"""HiGen and ModelScopeT2V checkpoints: released layout, and ModelScopeT2V in diffusers' layout.
+
+The second super-resolution of Show-1 has ModelScopeT2V's layout and is read here.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +12,17 @@ from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, 
 from ..kernels.sampling.schedules import NoiseSchedule
 from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
-from .files import SCHEDULER
+from .files import SCHEDULER, UNET
 from .keymap import KeyMap, Rule, strip_prefix
-from .scheduler import read_schedule
+from .scheduler import read_schedule, read_settings
 from .unet_layout import DIFFUSERS_RESIDUAL, RESIDUAL, UNetLayout, count, diffusers_places
 
 # Latents of Stable Diffusion, frame by frame.
 LATENT = LatentSpec(4, 8, 1, 0.18215, 0.0)
 HIGEN_SCHEDULE = NoiseSchedule(0.00085, 0.012, zero_terminal_snr=True, prediction="velocity", offset_noise=0.1, eta=0.0)
 MODELSCOPE_SCHEDULE = NoiseSchedule(0.00085, 0.012, eta=0.0)
+SHOW1_MARK = "transfromer_in_opt"
+"""A setting that only the configurations of Show-1's networks have, so spelled."""
 STEM_HEADS = 8
 """Heads of the first temporal transformer in every released model; tells the width of a head from its shape."""
 
@@ -69,7 +74,7 @@ _FEED_FORWARD: tuple[Rule, ...] = (
     (r"\.ff\.net\.2\.", ".feed_forward.out."),
 )
 
-_TRANSFORMERS: tuple[Rule, ...] = (
+TRANSFORMERS: tuple[Rule, ...] = (
     (r"(\.spatial|\.temporal|^temporal_in)\.norm\.", r"\1.norm.norm."),
     (r"\.proj_(in|out)\.", r".project_\1."),
     (r"\.transformer_blocks\.0\.", ".block."),
@@ -82,9 +87,9 @@ _TRANSFORMERS: tuple[Rule, ...] = (
     (r"\.text\.to_q\.", ".text.query."),
     (r"\.text\.to_k\.weight", ".text.key_value.weight#0"),
     (r"\.text\.to_v\.weight", ".text.key_value.weight#1"),
-    (r"\.to_q\.weight", ".qkv.weight#0"),
-    (r"\.to_k\.weight", ".qkv.weight#1"),
-    (r"\.to_v\.weight", ".qkv.weight#2"),
+    (r"\.to_q\.(weight|bias)", r".qkv.\1#0"),
+    (r"\.to_k\.(weight|bias)", r".qkv.\1#1"),
+    (r"\.to_v\.(weight|bias)", r".qkv.\1#2"),
     (r"\.to_out\.0\.", ".out."),
     *_FEED_FORWARD,
 )
@@ -102,7 +107,7 @@ _RESAMPLER: tuple[Rule, ...] = (
 )
 
 UNET_KEYS = KeyMap(
-    rules=(*_RESAMPLER, *_PLACES, *_RESIDUAL, *_TRANSFORMERS),
+    rules=(*_RESAMPLER, *_PLACES, *_RESIDUAL, *TRANSFORMERS),
     axes=(
         (r"\b(project_in|project_out)\.weight$", 2),
         (r"\.temporal\.convs\.\d+\.weight$", 4),
@@ -129,8 +134,11 @@ def diffusers_to_released(residual_blocks: int) -> KeyMap:
     )
 
 
-def unet_component(tensors: Mapping[str, Tensor]) -> Component:
-    """The denoiser of either model from released, diffusers' or own names."""
+def unet_component(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> Component:
+    """The denoiser of either model from released, diffusers' or own names.
+
+    `settings` are those of Show-1's class for the ModelScopeT2V layout, where its configuration is beside the weights.
+    """
     if "transformer_in.proj_in.weight" in tensors:
         tensors = diffusers_to_released(count(tensors, r"^down_blocks\.0\.resnets\.(\d+)\."))(tensors)
     if "input_blocks.0.1.proj_in.weight" in tensors:
@@ -149,6 +157,7 @@ def unet_component(tensors: Mapping[str, Tensor]) -> Component:
         "context_width": tensors["skeleton.middle.0.attention.spatial.block.text.key_value.weight"].shape[1],
     }
     if "resampler.tokens.weight" not in tensors:
+        shared |= show1_settings(settings or {}, len(layout.channel_mult))
         return Component(SpaceTimeUNet, SpaceTimeUNetConfig(**shared), dict(tensors))
     config = HiGenUNetConfig(
         **shared,
@@ -157,6 +166,23 @@ def unet_component(tensors: Mapping[str, Tensor]) -> Component:
         resampler_depth=count(tensors, r"^resampler\.blocks\.(\d+)\."),
     )
     return Component(HiGenUNet, config, dict(tensors))
+
+
+def show1_settings(settings: Mapping[str, Any], levels: int) -> dict[str, Any]:
+    """What Show-1's second super-resolution says that shapes do not: there the entry of each level counts its heads.
+
+    Temporal convolutions and the first temporal transformer have the groups of the released models there, whatever the
+    other norms have.
+    """
+    if SHOW1_MARK not in settings:
+        return {}
+    heads, groups = settings.get("attention_head_dim", 64), settings.get("norm_num_groups", 32)
+    heads = tuple(heads) if isinstance(heads, list) else (heads,) * levels
+    if len(heads) != levels or not all(isinstance(number, int) and number > 0 for number in (*heads, groups)):
+        raise ValueError(
+            f"attention_head_dim is {list(heads)} and norm_num_groups {groups}, expected {levels} numbers and one"
+        )
+    return {"heads": heads, "norm_groups": groups, "clip_groups": SpaceTimeUNetConfig.norm_groups}
 
 
 def _without_batch(name: str, tensor: Tensor) -> Tensor:
@@ -181,7 +207,8 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bo
 def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
     if options.ema:
         raise CheckpointError(f"{name} has no averaged (EMA) weights beside its own: choose the training weights.")
-    components = {MODEL: unet_component(_denoiser(tensors))}
+    settings = read_settings(name, metadata.get(UNET))
+    components = {MODEL: unet_component(_denoiser(tensors), settings)}
     # A folder has these beside the denoiser; ComfyUI has the networks.
     parts = ((VAE, "vae.", "stable diffusion"), (TEXT_ENCODER, "text_encoder.", "clip h"))
     for role, prefix, network in parts:
@@ -189,9 +216,9 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
             components[role] = Component(None, network, strip_prefix(tensors, prefix))
     if components[MODEL].network is HiGenUNet:
         return Checkpoint(name, "higen", components, LATENT, HIGEN_SCHEDULE)
-    return Checkpoint(
-        name, "modelscope", components, LATENT, read_schedule(name, metadata.get(SCHEDULER), MODELSCOPE_SCHEDULE)
-    )
+    system = "show1" if SHOW1_MARK in settings else "modelscope"
+    schedule = read_schedule(name, metadata.get(SCHEDULER), MODELSCOPE_SCHEDULE)
+    return Checkpoint(name, system, components, LATENT, schedule)
 
 
 FAMILY = Family("higen", _recognise, _read)

@@ -71,3 +71,20 @@ def diffusers_to_comfy(config: ImageUNetConfig) -> KeyMap:
             *DIFFUSERS_RESIDUAL,
         )
     )
+
+
+def control_to_comfy(config: ImageUNetConfig) -> KeyMap:
+    """Names of diffusers' `ControlNetModel` to those of the released ControlNets, likewise."""
+    return KeyMap(
+        rules=(
+            (r"^controlnet_cond_embedding\.conv_in\.", "input_hint_block.0."),
+            (
+                r"^controlnet_cond_embedding\.blocks\.(\d+)\.",
+                lambda match: f"input_hint_block.{2 + 2 * int(match[1])}.",
+            ),
+            (r"^controlnet_cond_embedding\.conv_out\.", "input_hint_block.14."),
+            (r"^controlnet_down_blocks\.(\d+)\.", r"zero_convs.\1.0."),
+            (r"^controlnet_mid_block\.", "middle_block_out.0."),
+            *diffusers_to_comfy(config).rules,
+        )
+    )

@@ -204,7 +204,7 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
 def _unet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a denoiser with LVDM's temporal attention, by released or own names, below any prefix; or none."""
     released = re.compile(r"^middle_block\.1\.(norm_t|transformer_blocks\.0\.attn1_tmp)\b")
-    own = re.compile(r"^skeleton\.middle\.0\.attention\.(temporal|blocks\.0\.temporal1)\.")
+    own = re.compile(r"^skeleton\.middle\.0\.attention\.(temporal\.qkv|blocks\.0\.temporal1)\.")
     for prefix in ("model.diffusion_model.", "diffusion_model.", ""):
         unet = strip_prefix(tensors, prefix)
         if any(released.match(name) or own.match(name) for name in unet):

@@ -1,11 +1,13 @@
-"""Noise schedules as folders in diffusers' layout describe them."""
+"""What folders in diffusers' layout say in JSON: noise schedules, and settings of the denoiser."""
 
 import json
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from ..kernels.sampling.schedules import NoiseSchedule
+from ..kernels.sampling.schedules import NoiseSchedule, Spacing
 from .errors import CheckpointError
 
+SPACINGS: dict[str, Spacing] = {"scaled_linear": "roots", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS: dict[str, Literal["noise", "velocity"]] = {"epsilon": "noise", "v_prediction": "velocity"}
 
 
@@ -24,9 +26,27 @@ def read_schedule(name: str, configuration: str | None, default: NoiseSchedule) 
         steps, stretched = int(said.get("num_train_timesteps", 1000)), bool(said.get("rescale_betas_zero_snr", False))
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: scheduler/scheduler_config.json cannot be read ({error}).") from error
-    if kind != "scaled_linear" or prediction not in PREDICTIONS:
+    if kind not in SPACINGS or prediction not in PREDICTIONS:
         raise CheckpointError(
-            f"{name}: its scheduler has beta_schedule {kind!r} and prediction_type {prediction!r}, expected "
-            f"'scaled_linear' and one of {', '.join(PREDICTIONS)}."
+            f"{name}: its scheduler has beta_schedule {kind!r} and prediction_type {prediction!r}, expected one of "
+            f"{', '.join(SPACINGS)} and one of {', '.join(PREDICTIONS)}."
         )
-    return NoiseSchedule(start, end, steps, stretched, PREDICTIONS[prediction], eta=default.eta)
+    spacing = SPACINGS[kind]
+    if spacing == "cosine":  # betas that stand beside it are ignored
+        start, end = default.linear_start, default.linear_end
+    return NoiseSchedule(start, end, steps, stretched, PREDICTIONS[prediction], spacing=spacing, eta=default.eta)
+
+
+def read_settings(name: str, configuration: str | None) -> Mapping[str, Any]:
+    """The settings of the denoiser's configuration in a folder; none without one.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    try:
+        settings = json.loads(configuration or "{}")
+    except ValueError as error:
+        raise CheckpointError(f"{name}: unet/config.json cannot be read ({error}).") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{name}: unet/config.json holds {settings!r}, expected an object with settings.")
+    return settings

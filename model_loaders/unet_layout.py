@@ -100,11 +100,16 @@ class UNetLayout:
     in_channels: int
     out_channels: int
     model_channels: int
-    channel_mult: tuple[int, ...]
-    num_res_blocks: int
+    channel_mult: tuple[float, ...]
+    residual_blocks: tuple[int, ...]
     attention_factors: tuple[int, ...]
     scale_shift: bool
     middle_channels: int
+
+    @property
+    def num_res_blocks(self) -> int:
+        """Residual blocks of a level, of networks that have as many in each."""
+        return self.residual_blocks[0]
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], residual: str = "residual") -> "UNetLayout":
@@ -118,7 +123,7 @@ class UNetLayout:
         attends: list[bool] = [False]
         for index in range(count(tensors, r"^skeleton\.down\.(\d+)\.")):
             stage = f"skeleton.down.{index}."
-            if f"{stage}downsample.conv.weight" in tensors:
+            if any(name.startswith(f"{stage}downsample.") for name in tensors):
                 widths.append([])
                 attends.append(False)
                 continue
@@ -129,12 +134,16 @@ class UNetLayout:
             in_channels=base.shape[1],
             out_channels=tensors["conv_out.weight"].shape[0],
             model_channels=base.shape[0],
-            channel_mult=tuple(level[0] // base.shape[0] for level in widths),
-            num_res_blocks=len(widths[0]),
+            channel_mult=tuple(_ratio(level[0], base.shape[0]) for level in widths),
+            residual_blocks=tuple(len(level) for level in widths),
             attention_factors=tuple(2**level for level, attend in enumerate(attends) if attend),
             scale_shift=tensors[f"skeleton.middle.0.{residual}.time.weight"].shape[0] == 2 * middle,
             middle_channels=middle,
         )
+
+
+def _ratio(width: int, base: int) -> float:
+    return width / base if width % base else width // base
 
 
 def count(tensors: Mapping[str, Tensor], pattern: str) -> int:

@@ -1,6 +1,6 @@
 """Loaders: a file becomes MODEL, CLIP and VAE."""
 
-from ..model_loaders.checkpoint import ReadOptions, families, read
+from ..model_loaders.checkpoint import VAE, ReadOptions, families, read
 from . import folders
 from .api import io
 
@@ -167,7 +167,7 @@ class LoadVAE(io.ComfyNode):
         from ..model_loaders.bridge.vae import make_vae
 
         # The scale of the latents belongs to the MODEL; the VAE works on unscaled latents.
-        return io.NodeOutput(make_vae(read(folders.find(vae_name, "vae"), ReadOptions(scaling="none"))))
+        return io.NodeOutput(make_vae(read(folders.find(vae_name, "vae"), ReadOptions(scaling="none"), [VAE])))
 
 
 NODES = [LoadCheckpoint, LoadDiffusionModel, LoadVAE]

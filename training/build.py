@@ -8,7 +8,17 @@ import torch
 
 from . import checkpoints
 from .autoencoder_task import AutoencoderTask
-from .config import AutoencoderRecipe, FeaturesRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, read_recipe
+from .config import (
+    AutoencoderRecipe,
+    ControlRecipe,
+    FeaturesRecipe,
+    HarivoRecipe,
+    HiGenRecipe,
+    ImageRecipe,
+    Recipe,
+    read_recipe,
+)
+from .control_task import ControlTask
 from .features_task import FeaturesTask
 from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
@@ -30,6 +40,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
         return HiGenTask(recipe, folder, device, mixed)
     if isinstance(recipe, HarivoRecipe):
         return HarivoTask(recipe, folder, device, mixed)
+    if isinstance(recipe, ControlRecipe):
+        return ControlTask(recipe, folder, device, mixed)
     if isinstance(recipe, ImageRecipe):
         return ImageTask(recipe, folder, device, mixed)
     return TextToVideoTask(recipe, folder, device, mixed)

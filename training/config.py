@@ -13,7 +13,9 @@ from ..kernels.networks.lvdm import TextToVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.image_unet import ImageUNetConfig
+from .control_settings import EdgeHints
 from .data.moving_shapes import MovingShapesConfig
+from .higen_settings import Cues, Pictures
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .settings import RecipeError, Table, read_section, section, setting
 from .validate import validate
@@ -172,7 +174,14 @@ class CaptionText:
     layers: int = setting(minimum=1, doc="transformer layers")
     heads: int = setting(minimum=1, doc="attention heads")
     max_tokens: int = setting(minimum=3, doc="tokens of a caption, start and end included")
-    frozen: bool = setting(False, doc="stays what initialization.weights has made it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenText:
+    """The caption encoder of another model, frozen, as Stable Diffusion has that of CLIP."""
+
+    kind: Literal["given"] = setting("given", doc="the caption encoder of another model, frozen")
+    path: str = setting(doc="bundle, run folder or checkpoint that holds it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +247,12 @@ class Diffusion:
     caption_preference: float = setting(
         0.0,
         minimum=0,
-        doc="weight of preferring a caption to the same one with the directions of its two objects exchanged",
+        doc="weight of preferring a caption to the same one with another direction, or with those of two exchanged",
     )
+    preference_start: int = setting(
+        880, minimum=0, doc="time from which captions are preferred: there little is left of the clip itself"
+    )
+    preference_clips: int = setting(8, minimum=1, doc="so many clips of a batch are tried with another caption")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,50 +313,13 @@ class TextToVideoRecipe:
     data: Data = setting(doc="what it learns from")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
     network: TextToVideoUNetConfig = setting(doc="the UNet")
-    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")
     diffusion: Diffusion = section(Diffusion, doc="loss")
     optimization: Optimization = setting(doc="optimizer")
     run: Run = setting(doc="length and output")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderFeatures:
-    """Appearance by an image encoder."""
-
-    kind: Literal["encoder"] = setting("encoder", doc="DINOv2 (the paper's choice) or CLIP's image tower")
-    path: str = setting(doc="folder of the model with its image processor, in transformers' layout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColourFeatures:
-    """Appearance by how much colour there is, for Moving Shapes."""
-
-    kind: Literal["colours"] = setting("colours", doc="amount of colour: needs no image encoder")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cues:
-    """What HiGen learns to be steered by (section 3.3)."""
-
-    features: EncoderFeatures | ColourFeatures = setting(doc="in which features of frames appearance is compared")
-    similarity: Literal["cosine", "released"] = setting(
-        "cosine", doc="cosine: the paper's; released: 5 cos - 4, made for CLIP features"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Joint training on images: single frames, which train no temporal layer."""
-
-    share: float = setting(0.25, minimum=0, maximum=1, doc="share of steps on single frames; a quarter in the paper")
-    start: int = setting(0, minimum=0, doc="first step with pictures; what texts say of motion is learned before")
-    per_clip: int = setting(4, minimum=1, doc="frames taken of each clip in these steps")
-    spread: float = setting(
-        1.0, minimum=0, maximum=1, doc="share of the clip, around its middle, that they are taken from; 0: the middle"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +332,7 @@ class HiGenRecipe:
     data: Data = setting(doc="what it learns from")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
     network: HiGenUNetConfig = setting(doc="the UNet")
-    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     cues: Cues = setting(doc="motion and appearance")
     pictures: Pictures = section(Pictures, doc="joint training on images")
     spatial_gradient: float = setting(
@@ -394,7 +370,7 @@ class ImageRecipe:
     data: Data = setting(doc="what it learns from")
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
     network: ImageUNetConfig = setting(doc="the UNet")
-    text_encoder: CaptionText | ClipText = setting(doc="the text encoder")
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     initialization: ImageStart = section(ImageStart, doc="how the UNet starts")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")
@@ -448,8 +424,29 @@ class HarivoRecipe:
     run: Run = setting(doc="length and output")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlRecipe:
+    """A ControlNet for an image model, on single frames of clips and pictures of their edges."""
+
+    task: Literal["control"] = setting("control", doc="train a ControlNet for a frozen image model")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    hints: EdgeHints = section(EdgeHints, doc="pictures that it is steered by")
+    image_model: ImageModelSource = setting(doc="the frozen image model")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="its autoencoder, one latent per frame")
+    text_encoder: ClipText | ImageModelText = setting(doc="its text encoder")
+    initialization: GivenWeights = section(GivenWeights, doc="what is gone on from, if not the image model's encoder")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule: the image model's")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
 DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe
-LatentRecipe = DenoiserRecipe | HarivoRecipe
+ImageModelRecipe = HarivoRecipe | ControlRecipe
+"""Of what is trained around a frozen image model."""
+LatentRecipe = DenoiserRecipe | ImageModelRecipe
 Recipe = AutoencoderRecipe | LatentRecipe | FeaturesRecipe
 RECIPES: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
@@ -457,6 +454,7 @@ RECIPES: dict[str, type] = {
     "higen": HiGenRecipe,
     "image": ImageRecipe,
     "harivo": HarivoRecipe,
+    "control": ControlRecipe,
     "features": FeaturesRecipe,
 }
 

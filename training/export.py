@@ -21,7 +21,17 @@ from ..model_loaders.files import encode_metadata
 from ..model_loaders.harivo import MOTION, save_motion
 from ..model_loaders.image_unet import ImageUNetConfig
 from . import checkpoints
-from .config import DenoiserRecipe, HarivoRecipe, HiGenRecipe, ImageRecipe, Recipe, TextToVideoRecipe, read_recipe
+from .config import (
+    DenoiserRecipe,
+    HarivoRecipe,
+    HiGenRecipe,
+    ImageModelRecipe,
+    ImageRecipe,
+    Recipe,
+    TextToVideoRecipe,
+    read_recipe,
+)
+from .control_net import CONTROL, ControlNet, save_control_net
 from .first_stage import COPY_NAME, read_autoencoder
 from .image_unet import ImageUNet, component_of
 from .metrics import read_rows
@@ -32,6 +42,7 @@ NETWORKS: dict[str, tuple[Any, type]] = {
     "vae": (VideoAutoencoder, VideoAutoencoderConfig),
     "text_encoder": (CaptionEncoder, CaptionEncoderConfig),
     MOTION: (MotionNetwork, MotionConfig),
+    CONTROL: (ControlNet, ImageUNetConfig),
     FEATURES: (VideoFeatures, VideoFeaturesConfig),
 }
 DENOISERS: dict[type, tuple[Any, type]] = {
@@ -67,8 +78,9 @@ class Trained:
 def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | None = None) -> dict[str, int]:
     """Write a bundle of the networks of all sources, later ones first in doubt; returns parameters by component.
 
-    A text-to-video run brings the autoencoder that it was trained on. A run of HARIVO gives a file of motion modules
-    alone. Raises InputError for unusable sources or an output that is not named .safetensors.
+    A text-to-video run brings the autoencoder that it was trained on. A run around an image model gives a file of its
+    motion modules, or its ControlNet, alone. Raises InputError for unusable sources or an output that is not named
+    .safetensors.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: found the ending {out.suffix!r}, expected .safetensors")
@@ -76,8 +88,8 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     trained = [Trained(source, weights) for source in sources]
     for part in trained:
         components |= part.networks
-    if any(isinstance(part.recipe, HarivoRecipe) for part in trained):
-        return _export_motion(trained, out, scores)
+    if any(isinstance(part.recipe, ImageModelRecipe) for part in trained):
+        return _export_alone(trained, out, scores)
     main = next((part for part in trained if isinstance(part.recipe, DenoiserRecipe)), trained[-1])
     schedule = NoiseSchedule()
     if isinstance(main.recipe, DenoiserRecipe):
@@ -88,7 +100,7 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
         role: component_of(network) if isinstance(network, ImageUNet) else network
         for role, network in components.items()
     }
-    assert not isinstance(main.recipe, HarivoRecipe)
+    assert not isinstance(main.recipe, ImageModelRecipe)
     save_bundle(out, parts, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
     return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
 
@@ -107,17 +119,24 @@ def _metadata(main: Trained, trained: list[Trained], scores: Path | None) -> dic
     return metadata
 
 
-def _export_motion(trained: list[Trained], out: Path, scores: Path | None) -> dict[str, int]:
-    """The motion network of one run, without its image model."""
+def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dict[str, int]:
+    """The motion network or ControlNet of one run, without its image model."""
     main = trained[0]
-    if len(trained) > 1 or not isinstance(main.recipe, HarivoRecipe):
-        raise InputError(f"found {len(trained)} sources, expected one: motion modules are a file of their own")
-    recipe, network = main.recipe, main.networks[MOTION]
-    assert isinstance(network, MotionNetwork)
-    said = {"fps": recipe.fps, "resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name}
-    metadata = encode_metadata(said | _metadata(main, trained, scores))
-    save_motion(out, network, recipe.schedule.noise_schedule(), **metadata)
-    return {MOTION: sum(p.numel() for p in network.parameters())}
+    if len(trained) > 1 or not isinstance(main.recipe, ImageModelRecipe):
+        raise InputError(
+            f"found {len(trained)} sources, expected one: motion modules, and a ControlNet, are a file of their own"
+        )
+    recipe = main.recipe
+    said = {"resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name}
+    said |= _metadata(main, trained, scores)
+    role, network = next((role, main.networks[role]) for role in (MOTION, CONTROL) if role in main.networks)
+    if isinstance(recipe, HarivoRecipe):
+        assert isinstance(network, MotionNetwork)
+        save_motion(out, network, recipe.schedule.noise_schedule(), **encode_metadata({"fps": recipe.fps} | said))
+    else:
+        assert isinstance(network, ControlNet)
+        save_control_net(out, network, system="control", hint="canny", **to_table(recipe.hints), **said)
+    return {role: sum(p.numel() for p in network.parameters())}
 
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.layers.transformers import TemporalBlock, Transformer
-from ..kernels.networks.caption_encoder import CaptionEncoder
 from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
 from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
-from .config import ClipText, HarivoRecipe, MotionStart
-from .first_stage import latent_layout
-from .image_model import ImageModel, open_image_model
+from .config import HarivoRecipe, MotionStart
+from .image_model_task import ImageModelTask
 from .motion_losses import (
     ContrastiveProjection,
     FeatureQueue,
@@ -30,11 +28,9 @@ from .moving_unet import MovingUNet, UNet2DConditionModel
 from .operations import TrainingOperations
 from .settings import RecipeError
 from .task import Losses
-from .text import FrozenCaptions, FrozenClip, TextEncoder
-from .text_to_video_task import TextToVideoTask
 
 
-class HarivoTask(TextToVideoTask):
+class HarivoTask(ImageModelTask):
     """The error of the noise with motion, and what keeps clips smooth and near to the image model."""
 
     recipe: HarivoRecipe
@@ -42,22 +38,13 @@ class HarivoTask(TextToVideoTask):
     role = MOTION
 
     def __init__(self, recipe: HarivoRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
-        self.image = open_image_model(Path(recipe.image_model.path))
-        check_layout(self.image_unet, recipe.image_model.path)
         super().__init__(recipe, folder, device, mixed)
-        if recipe.initialization.weights:
-            self.facts = self._measure()  # files of motion modules know no latents
-        self.moving = MovingUNet(self.image_unet.to(device))
+        self.moving = MovingUNet(self.image_unet)
         if recipe.losses.contrast:
             channels = self.unet.config.widths[-1]
             projection = ContrastiveProjection(channels, _deepest_size(recipe.data.size // self.facts["spatial"]))
             queue = FeatureQueue(recipe.losses.queue, channels)
             self.companions |= {"projection": projection.to(device), "queue": queue.to(device)}
-
-    @property
-    def image_unet(self) -> UNet2DConditionModel:
-        """The frozen UNet."""
-        return self.image.unet
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """One optimizer for the motion network and the projection that is dropped after training."""
@@ -66,7 +53,7 @@ class HarivoTask(TextToVideoTask):
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
         """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4)."""
-        weights = self.recipe.losses
+        weights, preference = self.recipe.losses, self._preference(latents, tokens)
         times, tokens, noise = self._draw(latents, tokens)
         noisy, context = add_noise(self.schedule, latents, times, noise), self.text_encoder(tokens)
         changes: list[Tensor] | None = [] if weights.attention else None
@@ -86,7 +73,8 @@ class HarivoTask(TextToVideoTask):
             if contrast is not None:
                 metrics["contrast"] = contrast
                 total = total + weights.contrast * contrast
-        return self._with_preference(Losses({"denoiser": total}, metrics), errors, latents, tokens, times, noise)
+        losses = Losses({"denoiser": total}, metrics)
+        return losses if preference is None else self._with_preference(losses, preference)
 
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""
@@ -104,31 +92,14 @@ class HarivoTask(TextToVideoTask):
         assert isinstance(network, MotionNetwork)
         return self.moving(network, noisy, times, context)
 
-    def _open_text(self, captions: list[str]) -> TextEncoder:
-        return image_text(self.recipe, self.image)
-
     def _build_network(self) -> nn.Module:
         config = motion_config(self.recipe.network, self.image_unet, self.tokens.shape[1])
         network = MotionNetwork(config, operations=TrainingOperations)
         start_motion(network, self.recipe.initialization)
         return network
 
-    def _scale_and_shift(self) -> tuple[float, float]:
-        return self.image.scale, self.image.shift
-
-    def _check_latents(self) -> None:
-        super()._check_latents()
-        _, (frames, *_) = latent_layout(self.autoencoder)
-        if frames != 1:
-            raise RecipeError(f"autoencoder: has one latent for {frames} frames, an image model needs one for each")
-
-    def _network_channels(self) -> tuple[str, int]:
-        return "image_model", self.image_unet.config.in_channels
-
-    def _check_width(self, text_width: int) -> None:
-        found = self.image_unet.config.cross_attention_dim
-        if found != text_width:
-            raise RecipeError(f"image_model: reads text of width {found}, the text encoder has {text_width}")
+    def _check_image_model(self) -> None:
+        check_layout(self.image_unet, self.recipe.image_model.path)
 
 
 def check_layout(unet: UNet2DConditionModel, path: str) -> None:
@@ -147,17 +118,6 @@ def check_layout(unet: UNet2DConditionModel, path: str) -> None:
             f"image_model: {path} reads {config.in_channels} channels and predicts {config.out_channels}, expected a "
             "model that is neither for inpainting nor for editing"
         )
-
-
-def image_text(recipe: HarivoRecipe, image: ImageModel) -> TextEncoder:
-    """The frozen text encoder of the image model."""
-    if isinstance(recipe.text_encoder, ClipText):
-        return FrozenClip(recipe.text_encoder)
-    if not isinstance(image.text_encoder, CaptionEncoder):
-        raise RecipeError(
-            f'text_encoder.kind: {recipe.image_model.path} has no caption encoder; expected kind = "clip" and its path'
-        )
-    return FrozenCaptions(image.text_encoder)
 
 
 def motion_config(parts: MotionParts, unet: UNet2DConditionModel, text_tokens: int) -> MotionConfig:

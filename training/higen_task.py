@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..kernels.analysis.content import amount_features, measured_appearance, measured_motion, similarity_rows
 from ..kernels.networks.higen import HiGenUNet
-from .config import ColourFeatures, EncoderFeatures, HiGenRecipe
+from .config import HiGenRecipe
 from .first_stage import latent_layout
+from .higen_settings import ColourFeatures, EncoderFeatures
 from .latents import Latents
 from .operations import TrainingOperations
 from .settings import RecipeError

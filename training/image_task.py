@@ -23,11 +23,7 @@ class ImageTask(TextToVideoTask):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Weighted mean squared error of the noise."""
-        mean, logvar, tokens = batch
-        clips = torch.arange(len(mean), device=mean.device)
-        frames = torch.randint(mean.shape[2], (len(mean),), device=mean.device)
-        mean, logvar = (part.transpose(1, 2)[clips, frames][:, :, None] for part in (mean, logvar))
-        return super().losses((mean, logvar, tokens), step)
+        return super().losses(single_frames(batch), step)
 
     def _build_network(self) -> nn.Module:
         network = ImageUNet(self.recipe.network)
@@ -42,3 +38,12 @@ class ImageTask(TextToVideoTask):
         _, (frames, *_) = latent_layout(self.autoencoder)
         if frames != 1:
             raise RecipeError(f"autoencoder: has one latent for {frames} frames, pictures need one for each")
+
+
+def single_frames(batch: Batch) -> Batch:
+    """A batch of one random frame of each clip; what it holds beside latents and tokens is of frames, (B, T, D)."""
+    mean, logvar, tokens, *extras = batch
+    clips = torch.arange(len(mean), device=mean.device)
+    frames = torch.randint(mean.shape[2], (len(mean),), device=mean.device)
+    mean, logvar = (part.transpose(1, 2)[clips, frames][:, :, None] for part in (mean, logvar))
+    return mean, logvar, tokens, *(extra[clips, frames][:, None] for extra in extras)

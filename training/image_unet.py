@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from ..model_loaders.checkpoint import Component
+from ..model_loaders.errors import CheckpointError
 from ..model_loaders.image_unet import ImageUNetConfig, diffusers_to_comfy
 from ..model_loaders.keymap import check_tensors
+from .moving_unet import UNet2DConditionModel
 
 
 class ImageUNet(nn.Module):
@@ -49,6 +52,30 @@ def build_unet(config: ImageUNetConfig) -> nn.Module:
         up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in attends[::-1]),
     )
     return cast("nn.Module", network)
+
+
+def config_of(unet: UNet2DConditionModel, source: str) -> ImageUNetConfig:
+    """The sizes of a `UNet2DConditionModel`; CheckpointError, which names `source`, for other layouts."""
+    said = unet.config
+    for name in ("layers_per_block", "attention_head_dim"):
+        if not isinstance(said[name], int):
+            raise CheckpointError(
+                f"{source} has {name} {said[name]}, expected one number for all levels, as in Stable Diffusion 1.5."
+            )
+    first, *_ = widths = said.block_out_channels
+    attends = [kind.startswith("CrossAttn") for kind in said.down_block_types]
+    config = ImageUNetConfig(
+        in_channels=said.in_channels,
+        model_channels=first,
+        channel_mult=tuple(width // first for width in widths),
+        num_res_blocks=said.layers_per_block,
+        attention_factors=tuple(2**level for level, attend in enumerate(attends) if attend),
+        context_width=said.cross_attention_dim,
+        heads=said.attention_head_dim,
+    )
+    with torch.device("meta"):
+        check_tensors(build_unet(config), unet.state_dict(), source)
+    return config
 
 
 def start_image_unet(network: ImageUNet, text_gain: float) -> None:

@@ -28,7 +28,7 @@ def export_lora(source: Path, base: Path, rank: int, out: Path) -> int:
     if not _same_text(given, tuned):
         raise InputError(
             f"{source}: its text encoder is not that of {base}, which a LoRA of the UNet leaves as it is: train with "
-            "text_encoder.frozen and initialization.weights"
+            f'text_encoder.kind = "given" and text_encoder.path = "{base}"'
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"system": "image", "rank": rank, "revision": git_revision()}

@@ -1,7 +1,7 @@
-"""Which object goes which way: a clip's caption is preferred to the same one with its objects' directions exchanged.
+"""What goes which way: a clip's caption is preferred to one with another direction, or with two of them exchanged.
 
-Both are tried on the same noise, so that all that the two have in common leaves the difference of their errors: what
-remains says which word belongs to which object, and nothing else. Without it, that is a small part of the error.
+Both are tried on the same noise, so that all that they have in common leaves the difference of their errors: what
+remains says which word belongs to which object, and nothing else. In the error alone, that is a small part.
 
 Shapes: B clips, K of them with such a caption, N tokens.
 """
@@ -12,39 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.captions import with_directions_exchanged
-from .settings import RecipeError
+from .data.captions import with_other_directions
 from .text import TextEncoder
 
 LEAST_ERROR = 1e-3
 """Errors of clips count relative to their size, not below this one."""
 
 
-class ExchangedCaptions:
-    """The captions of two objects in a training set, with the directions of the two exchanged.
-
-    Raises:
-        RecipeError: no caption has two objects with different directions.
-    """
+class OtherDirections:
+    """The captions of a Moving Shapes training set, and those that differ from them in directions only."""
 
     def __init__(self, captions: list[str], text: TextEncoder) -> None:
-        exchanged = {caption: with_directions_exchanged(caption) for caption in captions}
-        found = {caption: other for caption, other in exchanged.items() if other}
-        if not found:
-            raise RecipeError(
-                "diffusion.caption_preference: no caption has two objects with different directions; "
-                "expected data of Moving Shapes with two_objects above 0"
-            )
+        found = {caption: others for caption in captions if (others := with_other_directions(caption))}
         rows = text.tokens(list(found)).tolist()
-        self._others = dict(zip(map(tuple, rows), text.tokens(list(found.values())), strict=True))
+        self._others = {tuple(row): text.tokens(others) for row, others in zip(rows, found.values(), strict=True)}
 
-    def of(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, N) -> numbers (K,) of those that have another caption, and its tokens (K, N)."""
-        others = [self._others.get(tuple(row)) for row in tokens.tolist()]
-        numbers = [number for number, other in enumerate(others) if other is not None]
-        found = [other for other in others if other is not None]
-        rows = torch.stack(found).to(tokens) if found else tokens[:0]
-        return torch.tensor(numbers, dtype=torch.int64, device=tokens.device), rows
+    def draw(self, tokens: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Tokens (B, N) -> numbers (K,) of the first `most` that have other captions, tokens of one of these (K, N)."""
+        numbers: list[int] = []
+        drawn = [tokens[:0]]
+        for number, row in enumerate(tokens.tolist()):
+            others = self._others.get(tuple(row))
+            if others is not None and len(numbers) < most:
+                numbers.append(number)
+                drawn.append(others[torch.randint(len(others), (1,))].to(tokens))
+        return torch.tensor(numbers, dtype=torch.int64, device=tokens.device), torch.cat(drawn)
 
 
 def preference_loss(own: Tensor, other: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
-from .config import CaptionText, ClipText, Data, MovingShapesData
+from ..model_loaders.checkpoint import TEXT_ENCODER
+from .config import CaptionText, ClipText, Data, GivenText, MovingShapesData
 from .data.captions import caption_terms
+from .opened import open_networks
 from .operations import TrainingOperations
 from .settings import RecipeError
 
@@ -22,7 +24,8 @@ class TextEncoder(Protocol):
     """A network from tokens (B, N) to their encodings (B, N, D), and its tokens."""
 
     network: nn.Module
-    trained: bool
+    saved: bool
+    """Whether it is one of the networks of a run, and so of its files."""
     width: int
 
     def tokens(self, captions: list[str]) -> Tensor:
@@ -33,7 +36,7 @@ class TextEncoder(Protocol):
 class TrainedCaptions:
     """A caption encoder that knows the words of the data set; raises RecipeError when a caption is too long for it."""
 
-    trained = True
+    saved = True
 
     def __init__(self, settings: CaptionText, data: Data, captions: list[str]) -> None:
         if isinstance(data, MovingShapesData):
@@ -61,9 +64,8 @@ class TrainedCaptions:
 class FrozenCaptions:
     """A caption encoder that was trained before."""
 
-    trained = False
-
-    def __init__(self, network: CaptionEncoder) -> None:
+    def __init__(self, network: CaptionEncoder, *, saved: bool) -> None:
+        self.saved = saved
         self.network: nn.Module = network.eval().requires_grad_(False)
         self.config, self.width = network.config, network.config.width
 
@@ -81,7 +83,7 @@ def caption_tokens(config: CaptionEncoderConfig, captions: list[str]) -> Tensor:
 class FrozenClip:
     """CLIP's text encoder, as released text-to-video models use it: padded to its length, last hidden state."""
 
-    trained = False
+    saved = False
 
     def __init__(self, settings: ClipText) -> None:
         from transformers import CLIPTextModel, CLIPTokenizer
@@ -116,6 +118,14 @@ class LastHiddenState(nn.Module):
         return encoded
 
 
-def open_text_encoder(settings: CaptionText | ClipText, data: Data, captions: list[str]) -> TextEncoder:
+def open_text_encoder(settings: CaptionText | GivenText | ClipText, data: Data, captions: list[str]) -> TextEncoder:
     """The text encoder that a recipe names."""
-    return FrozenClip(settings) if isinstance(settings, ClipText) else TrainedCaptions(settings, data, captions)
+    if isinstance(settings, ClipText):
+        return FrozenClip(settings)
+    if isinstance(settings, CaptionText):
+        return TrainedCaptions(settings, data, captions)
+    network = open_networks(Path(settings.path)).networks.get(TEXT_ENCODER)
+    if not isinstance(network, CaptionEncoder):
+        found = "no text encoder" if network is None else f"a {type(network).__name__}"
+        raise RecipeError(f"text_encoder.path: {settings.path} holds {found}, expected a caption encoder")
+    return FrozenCaptions(network, saved=True)

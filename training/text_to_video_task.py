@@ -20,10 +20,9 @@ from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
 from .config import (
-    CaptionText,
     DenoiserStart,
-    HarivoRecipe,
     ImageFirstStage,
+    ImageModelRecipe,
     LatentRecipe,
     TextToVideoRecipe,
 )
@@ -33,7 +32,7 @@ from .first_stage import latent_layout, load_autoencoder
 from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
-from .preference import ExchangedCaptions, preference_loss
+from .preference import OtherDirections, preference_loss
 from .settings import RecipeError, Table
 from .task import Batch, Losses, RareClips
 from .text import TextEncoder, open_text_encoder
@@ -82,22 +81,20 @@ class TextToVideoTask:
         self.text_encoder = text.network.to(device)
         self.tokens = text.tokens(self.train_latents.captions)
         preferred = recipe.diffusion.caption_preference > 0
-        self._exchanged = ExchangedCaptions(self.train_latents.captions, text) if preferred else None
+        self._others = OtherDirections(self.train_latents.captions, text) if preferred else None
         self.unet = self._build_network().to(device)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
         self.networks: dict[str, nn.Module] = {self.role: self.unet}
-        if text.trained:
+        if text.saved:
             self.networks["text_encoder"] = self.text_encoder
         self.companions: dict[str, nn.Module] = {}
         self.facts: Table = self._measure()
         if recipe.initialization.weights and not checkpoints.exist(folder):
             self.facts |= start_from(Path(recipe.initialization.weights), self.networks)
-        if isinstance(recipe.text_encoder, CaptionText) and recipe.text_encoder.frozen:
-            self.text_encoder.requires_grad_(False)
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
-        assert not isinstance(self.recipe, HarivoRecipe)
+        assert not isinstance(self.recipe, ImageModelRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _build_network(self) -> nn.Module:
@@ -127,30 +124,33 @@ class TextToVideoTask:
         return self._objective(latents, tokens, **self._cues(latents, step, *extras))
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
+        preference = self._preference(latents, tokens, **cues)
         times, tokens, noise = self._draw(latents, tokens)
         errors = self._loss(self.networks, latents, tokens, times, noise, **cues)
         losses = Losses({"denoiser": self._weighted(errors, times, latents)}, {"loss": errors.mean()})
-        return self._with_preference(losses, errors, latents, tokens, times, noise, **cues)
+        return losses if preference is None else self._with_preference(losses, preference)
 
-    def _with_preference(
-        self,
-        losses: Losses,
-        errors: Tensor,
-        latents: Tensor,
-        tokens: Tensor,
-        times: Tensor,
-        noise: Tensor,
-        **cues: Tensor,
-    ) -> Losses:
-        """Losses with that of captions whose objects have exchanged their directions, of videos that have one."""
-        if self._exchanged is None or latents.shape[2] == 1:
-            return losses
-        rows, others = self._exchanged.of(tokens)
+    def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
+        """Loss of some videos with their captions and with those that say other directions, on the same noise.
+
+        At times when little is left of the clip. Where it still shows, wrong captions would get worse instead of own
+        ones better.
+        """
+        settings = self.recipe.diffusion
+        if self._others is None or latents.shape[2] == 1:
+            return None
+        rows, others = self._others.draw(tokens, settings.preference_clips)
         if not len(rows):
-            return losses
-        kept = {name: cue[rows] for name, cue in cues.items()}
-        mistaken = self._loss(self.networks, latents[rows], others, times[rows], noise[rows], **kept)
-        preference = preference_loss(errors[rows], mistaken)
+            return None
+        clips, kept = latents[rows], {name: cue[rows] for name, cue in cues.items()}
+        times = torch.randint(settings.preference_start, self.schedule.steps, (len(rows),), device=self.device)
+        noise = self._with_offset(torch.randn_like(clips))
+        own, other = (
+            self._loss(self.networks, clips, caption, times, noise, **kept) for caption in (tokens[rows], others)
+        )
+        return preference_loss(own, other)
+
+    def _with_preference(self, losses: Losses, preference: Tensor) -> Losses:
         total = losses.objectives["denoiser"] + self.recipe.diffusion.caption_preference * preference
         return Losses({"denoiser": total}, losses.metrics | {"preference": preference})
 
@@ -269,7 +269,7 @@ class TextToVideoTask:
 
     def _network_channels(self) -> tuple[str, int]:
         """Channels that the network reads, and the setting that says so."""
-        assert not isinstance(self.recipe, HarivoRecipe)
+        assert not isinstance(self.recipe, ImageModelRecipe)
         return "network.in_channels", self.recipe.network.in_channels
 
     def _rare(self, captions: list[str]) -> Tensor:
@@ -293,7 +293,7 @@ class TextToVideoTask:
         )
 
     def _check_width(self, text_width: int) -> None:
-        assert not isinstance(self.recipe, HarivoRecipe)
+        assert not isinstance(self.recipe, ImageModelRecipe)
         key = text_width_key(self.recipe)
         found = getattr(self.recipe.network, key)
         if found != text_width:

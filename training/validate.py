@@ -10,7 +10,15 @@ if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
     from ..model_loaders.image_unet import ImageUNetConfig
-    from .config import AutoencoderRecipe, DenoiserRecipe, FeaturesRecipe, HarivoRecipe, LatentRecipe, Recipe
+    from .config import (
+        AutoencoderRecipe,
+        ControlRecipe,
+        DenoiserRecipe,
+        FeaturesRecipe,
+        HarivoRecipe,
+        LatentRecipe,
+        Recipe,
+    )
 
 
 def validate(recipe: Recipe, name: str) -> None:
@@ -26,6 +34,8 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_higen(recipe.network)
             elif recipe.task == "harivo":
                 _validate_motion(recipe)
+            elif recipe.task == "control":
+                _validate_hints(recipe)
             elif recipe.task == "image":
                 _validate_image(recipe.network)
             else:
@@ -127,6 +137,15 @@ def _validate_motion(recipe: HarivoRecipe) -> None:
         )
 
 
+def _validate_hints(recipe: ControlRecipe) -> None:
+    hints = recipe.hints
+    if hints.low_threshold > hints.high_threshold:
+        raise RecipeError(
+            f"hints.low_threshold: found {hints.low_threshold}, expected at most hints.high_threshold = "
+            f"{hints.high_threshold}"
+        )
+
+
 def _validate_image(network: ImageUNetConfig) -> None:
     _at_least_one("network.heads", network.heads)
     for width in _validate_levels(network).values():
@@ -147,7 +166,7 @@ def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig | ImageUNe
         )
     if network.model_channels % 2:
         raise RecipeError(f"network.model_channels: found {network.model_channels}, expected an even number")
-    levels = {2**level: network.model_channels * factor for level, factor in enumerate(network.channel_mult)}
+    levels = {2**level: round(network.model_channels * factor) for level, factor in enumerate(network.channel_mult)}
     for factor in network.attention_factors:
         if factor not in levels:
             raise RecipeError(
@@ -162,17 +181,18 @@ def _validate_preference(recipe: LatentRecipe) -> None:
     if not recipe.diffusion.caption_preference:
         return
     key, data = "diffusion.caption_preference", recipe.data
-    if recipe.task == "image":
+    if recipe.task in ("image", "control"):
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
-    if data.kind != "moving_shapes" or not data.two_objects:
-        raise RecipeError(f"{key}: expected data of Moving Shapes with two_objects above 0, or 0 here")
+    if data.kind != "moving_shapes":
+        raise RecipeError(f"{key}: found it with data of kind {data.kind!r}, expected moving_shapes; or 0 here")
+    start, steps = recipe.diffusion.preference_start, recipe.schedule.noise_schedule().steps
+    if start >= steps:
+        raise RecipeError(f"diffusion.preference_start: found {start}, expected less than the schedule's {steps} times")
 
 
 def _validate_text_and_noise(recipe: LatentRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
-    if recipe.task != "harivo" and text.kind == "captions":
-        if text.frozen and not recipe.initialization.weights:
-            raise RecipeError("text_encoder.frozen: found true without initialization.weights, which it would stay")
+    if recipe.task != "harivo" and recipe.task != "control" and text.kind == "captions":
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
         key = text_width_key(recipe)
         found = getattr(recipe.network, key)

@@ -1,13 +1,25 @@
-"""GroupNorm over whole clips, with an optional scale and shift and SiLU, without leaving channels-last memory.
+"""GroupNorm over whole clips, with an optional scale, shift and activation, without leaving channels-last memory.
 
 B videos of T frames are stored as (B*T, C, H, W). The plain form defines the result and is differentiable. The fast
 form needs one pass for the mean, one for the variance and one to apply; torch's own clip-wide kernel reduces with one
 thread block per group on GPUs, and loses digits on channels-last CPU tensors.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Activation = Literal["silu", "gelu"]
+"""What may stand behind a norm; GELU is the exact one."""
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
+_IN_PLACE: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": partial(F.silu, inplace=True),
+    "gelu": torch.ops.aten.gelu_,
+}
 
 # Below this many elements torch's kernel is as exact and costs fewer calls.
 _SMALL = 1 << 20
@@ -25,9 +37,9 @@ def group_norm(
     frames: int = 1,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    activate: bool = False,
+    activation: Activation | None = None,
 ) -> Tensor:
-    """SiLU(GroupNorm(x) * (1 + scale) + shift), statistics over `frames` consecutive frames together.
+    """activation(GroupNorm(x) * (1 + scale) + shift), statistics over `frames` consecutive frames together.
 
     x (B*frames, C, H, W); weight, bias (C,); scale, shift (B, C) or None -> (B*frames, C, H, W), channels-last.
     """
@@ -35,7 +47,7 @@ def group_norm(
     given = [part for part in (x, weight, bias, scale, shift) if part is not None]
     if exact or (torch.is_grad_enabled() and any(part.requires_grad for part in given)):
         return group_norm_plain(
-            x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activate=activate
+            x, groups, weight, bias, eps, frames=frames, scale=scale, shift=shift, activation=activation
         )
     videos, channels = x.shape[0] // frames, x.shape[1]
     pixels = x.permute(0, 2, 3, 1).reshape(videos, frames, -1, channels)
@@ -46,8 +58,8 @@ def group_norm(
         factor, offset = factor * (1 + scale.float()), offset * (1 + scale.float()) + shift.float()
     # Computed in float32 whatever x is, rounded once.
     out = torch.addcmul(offset[:, None, None], pixels, factor[:, None, None], out=torch.empty_like(pixels))
-    if activate:
-        F.silu(out, inplace=True)
+    if activation:
+        _IN_PLACE[activation](out)
     return out.view(x.shape[0], *x.shape[2:], channels).permute(0, 3, 1, 2)
 
 
@@ -61,15 +73,15 @@ def group_norm_plain(
     frames: int = 1,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    activate: bool = False,
+    activation: Activation | None = None,
 ) -> Tensor:
     """The definition of `group_norm`: same arguments and result."""
     clip = x.unflatten(0, (-1, frames)).transpose(1, 2)
     out = F.group_norm(clip.contiguous(), groups, weight, bias, eps)
     if scale is not None and shift is not None:
         out = torch.addcmul(shift[..., None, None, None], out, 1 + scale[..., None, None, None])
-    if activate:
-        out = F.silu(out)
+    if activation:
+        out = ACTIVATIONS[activation](out)
     out = out.transpose(1, 2).flatten(0, 1)
     return out.contiguous(memory_format=torch.channels_last)
 

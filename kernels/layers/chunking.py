@@ -31,3 +31,28 @@ def add_residual(x: Tensor, function: Callable[[Tensor], Tensor], dim: int, widt
     for part in x.split(chunk_size(x.shape[dim], width, x), dim):
         part.add_(function(part))
     return x
+
+
+def map_frames(function: Callable[[Tensor, Tensor], Tensor], frames: Tensor, rows: Tensor, width: int) -> Tensor:
+    """function(frames, rows) for a function that treats frames, each with its row, independently.
+
+    Args:
+        function: maps frames and their rows to frames of any one size.
+        frames: (N, C, H, W).
+        rows: (N, E).
+        width: values of temporary memory that the function needs for one frame.
+
+    Returns:
+        (N, C', H', W') in channels-last memory.
+    """
+    count = chunk_size(len(frames), width, frames)
+    if torch.is_grad_enabled() or count == len(frames):
+        return function(frames, rows)
+    first = function(frames[:count], rows[:count])
+    size = (len(frames), *first.shape[1:])
+    out = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+    out[:count] = first
+    for start in range(count, len(frames), count):
+        end = start + count
+        out[start:end] = function(frames[start:end], rows[start:end])
+    return out

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..fused.group_norm import ACTIVATIONS, Activation
 from .operations import TorchOperations
 
 
@@ -31,21 +32,23 @@ def frame_positions(frames: int, width: int, like: Tensor) -> Tensor:
 
 
 class Perceptron(nn.Module):
-    """Two linear layers with a SiLU between: features (..., D) -> (..., E)."""
+    """Two linear layers with an activation between: features (..., D) -> (..., E)."""
 
     def __init__(
         self,
         in_width: int,
         out_width: int,
         *,
+        activation: Activation = "silu",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         operations: type[TorchOperations] = TorchOperations,
     ) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.hidden = operations.Linear(in_width, out_width, dtype=dtype, device=device)
         self.out = operations.Linear(out_width, out_width, dtype=dtype, device=device)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (..., D) -> (..., E)."""
-        return self.out(F.silu(self.hidden(features)))
+        return self.out(self.activation(self.hidden(features)))

@@ -96,7 +96,7 @@ class TemporalConvolution(nn.Module):
         super().__init__()
         layer: LayerKeywords = {"dtype": dtype, "device": device}
         self.norms = nn.ModuleList(
-            ClipNorm(channels, groups=groups, activate=True, operations=operations, **layer) for _ in range(4)
+            ClipNorm(channels, groups=groups, activation="silu", operations=operations, **layer) for _ in range(4)
         )
         self.convs = nn.ModuleList(
             operations.Conv2d(channels, channels, (3, 1), padding=(1, 0), **layer) for _ in range(4)

@@ -40,18 +40,27 @@ class SpaceTimeUNetConfig:
         stem_heads: heads of the first temporal transformer, whatever the width of the first level.
         context_width: width of the text tokens that the transformers see.
         norm_groups: groups of every GroupNorm.
+        heads: in each level, of whatever width; none where `head_width` says how many there are.
+        clip_groups: groups of the norms of temporal convolutions and of the first temporal transformer, where they
+            are not `norm_groups`.
     """
 
     in_channels: int = 4
     out_channels: int = 4
     model_channels: int = 320
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    channel_mult: tuple[float, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     attention_factors: tuple[int, ...] = (1, 2, 4)
     head_width: int = 64
     stem_heads: int = 8
     context_width: int = 1024
     norm_groups: int = 32
+    heads: tuple[int, ...] = ()
+    clip_groups: int | None = None
+
+    def heads_in(self, level: int, channels: int) -> int:
+        """Heads of every attention of a level, which is so wide."""
+        return self.heads[level] if self.heads else channels // self.head_width
 
 
 @dataclass(frozen=True)
@@ -86,9 +95,9 @@ class SpaceTimeResidual(nn.Module):
     ) -> None:
         super().__init__()
         build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
-        groups = config.norm_groups
-        self.spatial = ResidualBlock(in_channels, out_channels, 4 * config.model_channels, groups=groups, **build)
-        self.temporal = TemporalConvolution(out_channels, groups=groups, **build)
+        width, groups = 4 * config.model_channels, config.norm_groups
+        self.spatial = ResidualBlock(in_channels, out_channels, width, groups=groups, **build)
+        self.temporal = TemporalConvolution(out_channels, groups=config.clip_groups or groups, **build)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x (B*T, C, H, W), embedding per frame -> (B*T, C', H, W)."""
@@ -102,6 +111,7 @@ class SpatialBlock(nn.Module):
     def __init__(
         self,
         channels: int,
+        heads: int,
         config: SpaceTimeUNetConfig,
         *,
         dtype: torch.dtype | None = None,
@@ -111,7 +121,6 @@ class SpatialBlock(nn.Module):
         super().__init__()
         layer: LayerKeywords = {"dtype": dtype, "device": device}
         build: BuildKeywords = {**layer, "operations": operations}
-        heads = channels // config.head_width
         self.spatial_norm = operations.LayerNorm(channels, **layer)
         self.spatial = SelfAttention(channels, heads, **build)
         self.text_norm = operations.LayerNorm(channels, **layer)
@@ -140,6 +149,7 @@ class SpaceTimeTransformers(nn.Module):
     def __init__(
         self,
         channels: int,
+        heads: int,
         config: SpaceTimeUNetConfig,
         *,
         dtype: torch.dtype | None = None,
@@ -148,30 +158,16 @@ class SpaceTimeTransformers(nn.Module):
     ) -> None:
         super().__init__()
         build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
-        block = SpatialBlock(channels, config, **build)
-        self.spatial = Transformer(channels, channels, block, clip_norm=False, groups=config.norm_groups, **build)
-        self.temporal = temporal_transformer(channels, channels // config.head_width, config, **build)
+        groups = config.norm_groups
+        block = SpatialBlock(channels, heads, config, **build)
+        self.spatial = Transformer(channels, channels, block, clip_norm=False, groups=groups, **build)
+        over_time = TemporalBlock(channels, heads, **build)
+        self.temporal = Transformer(channels, channels, over_time, clip_norm=True, groups=groups, **build)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """x (B*T, C, H, W) -> same shape."""
         x = self.spatial(x, step)
         return self.temporal(x, step) if step.over_time else x
-
-
-def temporal_transformer(
-    channels: int,
-    heads: int,
-    config: SpaceTimeUNetConfig,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    operations: type[TorchOperations] = TorchOperations,
-) -> Transformer:
-    """A transformer over the frames of each pixel, with heads of the configured width."""
-    build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
-    inner = heads * config.head_width
-    block = TemporalBlock(inner, heads, **build)
-    return Transformer(channels, inner, block, clip_norm=True, groups=config.norm_groups, **build)
 
 
 class TextResampler(nn.Module):
@@ -262,15 +258,19 @@ class SpaceTimeUNet(nn.Module):
         self.config = config
         self.time_embedding = Perceptron(width, 4 * width, **build)
         self.conv_in = operations.Conv2d(config.in_channels, width, 3, padding=1, **layer)
-        self.temporal_in = temporal_transformer(width, config.stem_heads, config, **build)
+        inner, groups = config.stem_heads * config.head_width, config.clip_groups or config.norm_groups
+        first = TemporalBlock(inner, config.stem_heads, **build)
+        self.temporal_in = Transformer(width, inner, first, clip_norm=True, groups=groups, **build)
         blocks = Blocks(
             residual=lambda cin, cout: SpaceTimeResidual(cin, cout, config, **build),
-            attention=lambda channels: SpaceTimeTransformers(channels, config, **build),
+            attention=lambda channels, level: SpaceTimeTransformers(
+                channels, config.heads_in(level, channels), config, **build
+            ),
             downsample=lambda channels: Downsample(channels, **build),
             upsample=lambda channels: Upsample(channels, **build),
         )
         self.skeleton = Skeleton(width, config.channel_mult, config.num_res_blocks, config.attention_factors, blocks)
-        self.norm_out = ClipNorm(width, groups=config.norm_groups, activate=True, **build)
+        self.norm_out = ClipNorm(width, groups=config.norm_groups, activation="silu", **build)
         self.conv_out = operations.Conv2d(width, config.out_channels, 3, padding=1, **layer)
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
@@ -337,7 +337,7 @@ class HiGenUNet(SpaceTimeUNet):
             prior: clean latent (B, C, H, W); zeros without one, as in spatial reasoning.
             motion: factors (B, T-1), one per step from frame to frame, or (B, T); zeros without them.
             appearance: similarity of each frame to the 32 frames of a clip, (B, T, 32); ones without it.
-            text_tokens: the text after `encode_text`, (B, tokens, D): it is the same at every timestep.
+            text_tokens: (B, tokens, D) from `encode_text`; the same at every timestep.
 
         Returns:
             Shape of x.
@@ -346,7 +346,8 @@ class HiGenUNet(SpaceTimeUNet):
             ValueError: a cue's shape does not belong to x, or the context is missing or of another width.
         """
         frames = x.shape[2]
-        text = self.encode_text(_text(context, self.config.text_width, x)) if text_tokens is None else text_tokens
+        if text_tokens is None:
+            text_tokens = self.encode_text(_text(context, self.config.text_width, x))["text_tokens"]
         embedding = self._embed(timesteps, x)[:, None]
         embedding = embedding + self.motion_embedding(self._motion_features(x, motion))
         embedding = embedding + self.appearance_embedding(_appearance(x, appearance))
@@ -354,13 +355,12 @@ class HiGenUNet(SpaceTimeUNet):
         if prior.shape != x[:, :, 0].shape:
             raise ValueError(f"The spatial prior has shape {tuple(prior.shape)}, expected {tuple(x[:, :, 0].shape)}.")
         stem = self.conv_in(_frames(x)) + self.prior_in(prior).repeat_interleave(frames, dim=0)
-        step = Step(frames, F.silu(embedding.flatten(0, 1)), text.to(x.dtype), over_time=frames > 1)
+        step = Step(frames, F.silu(embedding.flatten(0, 1)), text_tokens.to(x.dtype), over_time=frames > 1)
         return self._denoise(stem, step)
 
-    def encode_text(self, text: Tensor) -> Tensor:
-        """What the transformers see of a text (B, N, text width): (B, tokens, D)."""
-        encoded: Tensor = self.resampler(text)
-        return encoded
+    def encode_text(self, text: Tensor) -> dict[str, Tensor]:
+        """All that the network computes of a text (B, N, text width) alone, as a keyword argument of `forward`."""
+        return {"text_tokens": self.resampler(text)}
 
     def _motion_features(self, x: Tensor, motion: Tensor | None) -> Tensor:
         """Sinusoids of the factors, (B, T, width); those of T-1 steps are stretched to T frames (Eq. 2, released)."""

@@ -232,12 +232,12 @@ class _VideoUNet(nn.Module):
             residual=lambda cin, cout: ResidualBlock(
                 cin, cout, 4 * width, groups=config.norm_groups, scale_shift=scale_shift, **build
             ),
-            attention=lambda channels: attention(channels, config, **build),
+            attention=lambda channels, level: attention(channels, config, **build),
             downsample=lambda channels: Downsample(channels, **build),
             upsample=lambda channels: Upsample(channels, **build),
         )
         self.skeleton = Skeleton(width, config.channel_mult, config.num_res_blocks, config.attention_factors, blocks)
-        self.norm_out = ClipNorm(width, groups=config.norm_groups, activate=True, **build)
+        self.norm_out = ClipNorm(width, groups=config.norm_groups, activation="silu", **build)
         self.conv_out = operations.Conv2d(width, config.out_channels, 3, padding=1, **layer)
 
     def _embed(self, timesteps: Tensor, like: Tensor) -> Tensor:

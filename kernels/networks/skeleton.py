@@ -19,13 +19,13 @@ class Blocks:
 
     Attributes:
         residual: (in channels, out channels) -> residual block, called with (x, step).
-        attention: (channels) -> attention block, called with (x, step).
-        downsample: (channels) -> halving, called with (x).
-        upsample: (channels) -> doubling, called with (x, size).
+        attention: (channels, level) -> attention block, called with (x, step); the middle is of the last level.
+        downsample: (channels) -> halving, called with (x, step).
+        upsample: (channels) -> doubling, called with (x, step, size).
     """
 
     residual: Callable[[int, int], nn.Module]
-    attention: Callable[[int], nn.Module]
+    attention: Callable[[int, int], nn.Module]
     downsample: Callable[[int], nn.Module]
     upsample: Callable[[int], nn.Module]
 
@@ -51,9 +51,9 @@ class Stage(nn.Module):
         if self.attention is not None:
             x = self.attention(x, step)
         if self.downsample is not None:
-            x = self.downsample(x)
+            x = self.downsample(x, step)
         if self.upsample is not None:
-            x = self.upsample(x, size)
+            x = self.upsample(x, step, size)
         return x
 
 
@@ -63,20 +63,24 @@ class Skeleton(nn.Module):
     def __init__(
         self,
         channels: int,
-        multipliers: tuple[int, ...],
-        residual_blocks: int,
+        multipliers: tuple[float, ...],
+        residual_blocks: int | tuple[int, ...],
         attention_factors: tuple[int, ...],
         blocks: Blocks,
     ) -> None:
-        """Attributes as in the papers: `attention_factors` are the downsampling factors with attention."""
+        """Attributes as in the papers: `attention_factors` are the downsampling factors with attention.
+
+        There may be as many residual blocks in every level going down, or a number for each.
+        """
         super().__init__()
-        widths = [channels * multiplier for multiplier in multipliers]
+        widths = [round(channels * multiplier) for multiplier in multipliers]
+        counts = (residual_blocks,) * len(widths) if isinstance(residual_blocks, int) else residual_blocks
         attends = [2**level in attention_factors for level in range(len(widths))]
         down, skips = [], [channels]
         current = channels
         for level, width in enumerate(widths):
-            for _ in range(residual_blocks):
-                attention = blocks.attention(width) if attends[level] else None
+            for _ in range(counts[level]):
+                attention = blocks.attention(width, level) if attends[level] else None
                 down.append(Stage(blocks.residual(current, width), attention))
                 current = width
                 skips.append(current)
@@ -86,15 +90,15 @@ class Skeleton(nn.Module):
         self.down = nn.ModuleList(down)
         self.middle = nn.ModuleList(
             [
-                Stage(blocks.residual(current, current), blocks.attention(current)),
+                Stage(blocks.residual(current, current), blocks.attention(current, len(widths) - 1)),
                 Stage(blocks.residual(current, current)),
             ]
         )
         up = []
         for level, width in reversed(list(enumerate(widths))):
-            for index in range(residual_blocks + 1):
-                attention = blocks.attention(width) if attends[level] else None
-                last = index == residual_blocks and level > 0
+            for index in range(counts[level] + 1):
+                attention = blocks.attention(width, level) if attends[level] else None
+                last = index == counts[level] and level > 0
                 residual = blocks.residual(current + skips.pop(), width)
                 up.append(Stage(residual, attention, upsample=blocks.upsample(width) if last else None))
                 current = width

@@ -3,11 +3,15 @@
 Shapes: S sampling steps; tables of length `steps` over the diffusion time 0..steps-1.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+Spacing = Literal["roots", "even", "cosine"]
+_LARGEST_COSINE_BETA = 0.999
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class NoiseSchedule:
         zero_terminal_snr: stretched so that nothing is left of the signal at the last step (arXiv 2305.08891, alg. 1).
         offset_noise: added to the noise of videos, one draw for each channel and frame, times this.
         prediction: what networks predict on it: the noise, or the velocity sqrt(abar) noise - sqrt(1 - abar) x_0.
-        spacing: whether square roots of betas are equally spaced, or betas (AnimateDiff, HARIVO).
+        spacing: whether square roots of betas are equally spaced, or betas (AnimateDiff, HARIVO); or that of the
+            cosine schedule (arXiv 2102.09672, eq. 17; DeepFloyd IF, Show-1), which has no first and last beta.
         eta: noise that the released DDIM adds at each step, 0 to 1.
     """
 
@@ -30,11 +35,15 @@ class NoiseSchedule:
     zero_terminal_snr: bool = False
     prediction: Literal["noise", "velocity"] = "noise"
     offset_noise: float = 0.0
-    spacing: Literal["roots", "even"] = "roots"
+    spacing: Spacing = "roots"
     eta: float = 1.0
 
     def betas(self) -> Tensor:
         """beta_t, (steps,), before any stretching."""
+        if self.spacing == "cosine":
+            time = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
+            signal = ((time + 0.008) / 1.008 * math.pi / 2).cos() ** 2
+            return (1 - signal[1:] / signal[:-1]).clamp(max=_LARGEST_COSINE_BETA)
         if self.spacing == "even":
             return torch.linspace(self.linear_start, self.linear_end, self.steps, dtype=torch.float64)
         return torch.linspace(self.linear_start**0.5, self.linear_end**0.5, self.steps, dtype=torch.float64) ** 2

@@ -21,6 +21,7 @@ import comfy.sd as sd
 import comfy.sd1_clip as sd1_clip
 import comfy.supported_models as supported_models
 import comfy.supported_models_base as supported_models_base
+import comfy.text_encoders.sd3_clip as sd3_clip
 import comfy.utils as utils
 
 BORROWED = {
@@ -49,6 +50,7 @@ BORROWED = {
     samplers: ("CFGGuider", "KSAMPLER"),
     sd: ("CLIP", "VAE", "CLIPType", "load_text_encoder_state_dicts"),
     sd1_clip: ("SD1ClipModel", "SD1Tokenizer", "SDClipModel", "SDTokenizer"),
+    sd3_clip: ("T5XXLModel", "T5XXLTokenizer"),
     supported_models: ("SD15",),
     supported_models_base: ("BASE", "ClipTarget"),
     utils: ("calculate_parameters", "common_upscale", "resize_to_batch_size", "weight_dtype"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
+from ..errors import CheckpointError
 from ..keymap import check_tensors
 from .compat import (
     conds,
@@ -127,8 +128,8 @@ class VideoModel(DescribedModel):
             self.check_text(text, width)
             # The same at every step: once per run, and of one length whatever the prompt's. Hooks change weights later.
             if hasattr(self.diffusion_model, "encode_text") and not kwargs.get("hooks"):
-                tokens = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
-                out["text_tokens"] = Cue(tokens)
+                encoded = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
+                out.update({name: Cue(tensor) for name, tensor in encoded.items()})
                 out.pop("c_crossattn", None)
         cues = kwargs.get(CUES, {})
         missing = [name for name in getattr(self.diffusion_model, "video_cues", ()) if name not in cues]
@@ -219,7 +220,7 @@ def load_model(path: str, options: LoadOptions | None = None, disable_dynamic: b
         CheckpointError: the file has no denoiser or does not fit.
     """
     options = options or LoadOptions()
-    patcher = make_model(read(path, options.read), options.dtype, disable_dynamic)
+    patcher = make_model(read(path, options.read, [MODEL]), options.dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_model, (path, options))
     return patcher
 
@@ -228,9 +229,15 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable
     """MODEL of a checkpoint that was read; its tensors are used up.
 
     Raises:
-        CheckpointError: the network is ComfyUI's, and the file does not describe it or its tensors do not fit.
+        CheckpointError: the network is ComfyUI's, and the file does not describe it or its tensors do not fit; or it
+            cannot be sampled.
     """
     component = checkpoint.component(MODEL)
+    if getattr(component.network, "predicts_variance", False):
+        raise CheckpointError(
+            f"{checkpoint.name} is a stage of Show-1 on pixels, which this pack reads and cannot sample yet. The stage "
+            "on latents (super-resolution 2) can be used."
+        )
     tensors = dict(component.tensors)
     # A network that is not ours is ComfyUI's, in the one layout that files may describe.
     config = ImageModelConfig(checkpoint) if component.network is None else VideoModelConfig(checkpoint)

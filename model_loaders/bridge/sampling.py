@@ -17,8 +17,8 @@ from ...kernels.sampling.schedules import (
 )
 from .compat import samplers
 
-BETA_SCHEDULES = {"roots": "linear", "even": "sqrt_linear"}
-"""ComfyUI's names of the two spacings of a schedule, which say the opposite of what they are."""
+BETA_SCHEDULES = {"roots": "linear", "even": "sqrt_linear", "cosine": "squaredcos_cap_v2"}
+"""ComfyUI's names of the spacings of a schedule; the first two say the opposite of what they are."""
 StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 

@@ -16,6 +16,7 @@ from ..errors import CheckpointError
 from ..keymap import check_tensors
 from .compat import sd, sd1_clip, supported_models_base
 from .operations import network_operations
+from .t5 import T5, make_t5
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ def make_clip(checkpoint: Checkpoint) -> sd.CLIP:
         log.info("%s is not made for text: the prompt has no effect", checkpoint.name)
         component = _no_words()
         checkpoint = replace(checkpoint, components={TEXT_ENCODER: component})
+    if component.config == T5:
+        return make_t5(component.tensors, checkpoint.name)
     if component.network is None:
         return _stock_clip(component.tensors, checkpoint.name)
     config, tensors = component.config, dict(component.tensors)

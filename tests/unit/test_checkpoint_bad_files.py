@@ -178,6 +178,8 @@ class TestOtherModels:
     def test_controlnet(self, refused):
         content = {"control_model.zero_convs.0.0.weight": torch.zeros(2)}
         assert "is a ControlNet" in refused("canny.safetensors", save(content))
+        content = {"lora_controlnet": torch.zeros(0), "zero_convs.0.0.weight": torch.zeros(2)}
+        assert "is a ControlNet" in refused("control_lora.safetensors", save(content))
 
     def test_unknown_names(self, refused):
         text = refused("x.safetensors", save({"bert.encoder.layer.0.weight": torch.zeros(2)}))

@@ -20,14 +20,14 @@ from weft.training.settings import InputError, RecipeError
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-SMALL = ImageUNetConfig(8, 32, (1, 1, 2, 2), 1, (1, 2, 4), context_width=16, heads=2)
+SMALL = ImageUNetConfig(8, 32, (1, 1, 2, 2), 1, (1, 2, 4), context_width=96, heads=2)
+HIGEN = ROOT / "demo_models" / "higen.safetensors"
+OWN_TEXT = 'text_encoder={kind = "captions", width = 96, layers = 1, heads = 2, max_tokens = 20}'
 SETTINGS = (
-    f"autoencoder.path={ROOT / 'demo_models' / 'higen.safetensors'}",
+    f"autoencoder.path={HIGEN}",
+    f"text_encoder.path={HIGEN}",
     "autoencoder.clips=6",
     "network.model_channels=32",
-    "network.context_width=16",
-    "text_encoder.width=16",
-    "text_encoder.heads=2",
     "run.steps=2",
     "run.batch_size=2",
     "run.validation_clips=2",
@@ -127,12 +127,12 @@ def test_a_lora_of_full_rank_is_the_whole_difference():
 
 def test_a_lora_keeps_the_largest_part():
     base, tuned = drawn(1), drawn(1)
-    direction = torch.outer(torch.randn(32), torch.randn(16))
+    direction = torch.outer(torch.randn(32), torch.randn(96))
     tuned.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2.to_k.weight += direction
     found = lora_between(base, tuned, rank=1)
     module = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k"
     up, down = found[f"{module}.lora_up.weight"], found[f"{module}.lora_down.weight"]
-    assert up.shape == (32, 1) and down.shape == (1, 16)
+    assert up.shape == (32, 1) and down.shape == (1, 96)
     torch.testing.assert_close(up @ down, direction, atol=1e-5, rtol=0)
 
 
@@ -166,7 +166,7 @@ def test_what_is_no_image_model_is_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         open_image_model(tmp_path / "nothing")
     with pytest.raises(InputError, match="holds a HiGenUNet, expected an image model"):
-        open_image_model(ROOT / "demo_models" / "higen.safetensors")
+        open_image_model(HIGEN)
     (tmp_path / "unet").mkdir()
     with pytest.raises(InputError, match="diffusers cannot open it"):
         open_image_model(tmp_path)
@@ -174,7 +174,12 @@ def test_what_is_no_image_model_is_refused(tmp_path):
 
 def test_another_style_goes_on_from_a_run_and_becomes_a_lora(run, tmp_path, caplog):
     caplog.set_level("INFO")
-    changes = (f"initialization.weights={run}", "run.ema_decay=0.5", "optimization.learning_rate=0.01")
+    changes = (
+        f"initialization.weights={run}",
+        f"text_encoder.path={run}",
+        "run.ema_decay=0.5",
+        "optimization.learning_rate=0.01",
+    )
     trainer = start(recipe_of(*changes, name="demo_image_style"), tmp_path / "style", CPU)
     base = open_image_model(run)
     for name, tensor in trainer.task.networks[MODEL].unet.state_dict().items():
@@ -194,10 +199,41 @@ def test_another_style_goes_on_from_a_run_and_becomes_a_lora(run, tmp_path, capl
 
 
 def test_a_lora_needs_the_same_text_encoder(run, tmp_path, capsys):
-    start(recipe_of("seed=4"), tmp_path / "other", CPU).run()
+    start(recipe_of(OWN_TEXT), tmp_path / "other", CPU).run()
     command = ["export", str(tmp_path / "other"), "--lora-of", str(run), "--out", str(tmp_path / "a.safetensors")]
     assert main(command) == 2
     assert "its text encoder is not that of" in capsys.readouterr().err
+
+
+def test_a_given_text_encoder_stays_as_it_was(run, tmp_path):
+    text = read(HIGEN).component("text_encoder").tensors
+    main(["export", str(run), "--out", str(tmp_path / "image.safetensors")])
+    kept = read(tmp_path / "image.safetensors").component("text_encoder").tensors
+    assert text.keys() == kept.keys()
+    assert all(torch.equal(text[name].half(), kept[name].half()) for name in text)
+
+
+def test_text_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="network.context_width: found 24, the text encoder has 96"):
+        start(recipe_of("network.context_width=24"), tmp_path / "run", CPU)
+    with pytest.raises(RecipeError, match="network.context_width: found 24, the text encoder has 96"):
+        recipe_of("network.context_width=24", OWN_TEXT)
+    with pytest.raises(InputError, match="nothing: does not exist, expected a run folder, checkpoint or bundle"):
+        start(recipe_of("text_encoder.path=nothing"), tmp_path / "run", CPU)
+    start(recipe_of(), tmp_path / "image", CPU).run(max_steps=1)
+    main(["export", str(tmp_path / "image"), "--out", str(tmp_path / "image.safetensors")])
+    tensors = load_file(tmp_path / "image.safetensors")
+    with safe_open(tmp_path / "image.safetensors", "pt") as file:
+        metadata = file.metadata()
+    save_file(
+        {name: x for name, x in tensors.items() if not name.startswith("text_encoder.")},
+        tmp_path / "mute.safetensors",
+        metadata,
+    )
+    with pytest.raises(
+        RecipeError, match="text_encoder.path: .*mute.safetensors holds no text encoder, expected a cap"
+    ):
+        start(recipe_of(f"text_encoder.path={tmp_path / 'mute.safetensors'}"), tmp_path / "run", CPU)
 
 
 @pytest.mark.parametrize(
@@ -205,9 +241,7 @@ def test_a_lora_needs_the_same_text_encoder(run, tmp_path, capsys):
     [
         ("network.model_channels=48", "network: width: found 48, expected a multiple of 32"),
         ("network.heads=5", "network: width: found 32, expected a multiple of 5"),
-        ("network.context_width=24", "network.context_width: found 24, the text encoder has 16"),
         ("network.attention_factors=[1, 3]", "network.attention_factors: found 3, expected the factors of 4 levels"),
-        ("text_encoder.frozen=true", "text_encoder.frozen: found true without initialization.weights"),
         ('data.styles=["flat", "oil"]', "data: styles: found .*'oil'.*, expected at least one of flat, shaded"),
         ("data.styles=[]", "data: styles: found .*, expected at least one of flat"),
     ],
@@ -226,7 +260,7 @@ def test_weights_that_do_not_fit_are_refused(run, tmp_path):
     with pytest.raises(RecipeError, match=r"the diffusion_model in .* has channel_mult .*, the recipe has"):
         begin(f"initialization.weights={run}", "network.channel_mult=[1, 1, 1, 2]")
     with pytest.raises(RecipeError, match="is a HiGenUNet, expected a ImageUNet"):
-        begin(f"initialization.weights={ROOT / 'demo_models' / 'higen.safetensors'}")
+        begin(f"initialization.weights={HIGEN}")
     partial = tmp_path / "partial.safetensors"
     main(["export", str(run), "--out", str(partial)])
     kept = {name: tensor for name, tensor in load_file(partial).items() if not name.startswith("text_encoder.")}

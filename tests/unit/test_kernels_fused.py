@@ -20,7 +20,7 @@ def noise(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def exact_norm(x, groups, weight, bias, eps, frames, scale=None, shift=None, activate=False):
+def exact_norm(x, groups, weight, bias, eps, frames, scale=None, shift=None, activation=None):
     """The formula in float64, video by video and group by group."""
     out = torch.empty(x.shape, dtype=torch.float64)
     width = x.shape[1] // groups
@@ -33,7 +33,9 @@ def exact_norm(x, groups, weight, bias, eps, frames, scale=None, shift=None, act
             if scale is not None:
                 factor, offset = scale[video, channels, None, None], shift[video, channels, None, None]
                 normal = normal * (1 + factor.double()) + offset.double()
-            out[video * frames : (video + 1) * frames, channels] = F.silu(normal) if activate else normal
+            out[video * frames : (video + 1) * frames, channels] = (
+                getattr(F, activation)(normal) if activation else normal
+            )
     return out
 
 
@@ -44,14 +46,14 @@ class TestGroupNorm:
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("frames", [1, 3, 6])
     @pytest.mark.parametrize("modulated", [False, True])
-    @pytest.mark.parametrize("activate", [False, True])
+    @pytest.mark.parametrize("activation", [None, "silu", "gelu"])
     @torch.no_grad()
-    def test_is_exact(self, size, frames, modulated, activate):
+    def test_is_exact(self, size, frames, modulated, activation):
         shape = self.SIZES[size]
         # Values far from zero: sums of squares would lose the variance.
         x = (noise(*shape) * 0.5 + 8).contiguous(memory_format=LAST)
         weight, bias = 1 + noise(64, seed=1), noise(64, seed=2)
-        extra = {"activate": activate}
+        extra = {"activation": activation}
         if modulated:
             extra |= {"scale": noise(6 // frames, 64, seed=3), "shift": noise(6 // frames, 64, seed=4)}
         assert (x.numel() >= module._SMALL) == (size == "large")
@@ -62,12 +64,14 @@ class TestGroupNorm:
         assert found.is_contiguous(memory_format=LAST)
 
     @pytest.mark.parametrize("frames", [1, 3])
+    @pytest.mark.parametrize("activation", ["silu", "gelu"])
     @torch.no_grad()
-    def test_fast_equals_plain(self, monkeypatch, frames):
+    def test_fast_equals_plain(self, monkeypatch, frames, activation):
         monkeypatch.setattr(module, "_SMALL", 0)
         x = noise(6, 64, 7, 5)
         weight, bias = 1 + noise(64, seed=1), noise(64, seed=2)
-        extra = {"scale": noise(6 // frames, 64, seed=3), "shift": noise(6 // frames, 64, seed=4), "activate": True}
+        extra = {"scale": noise(6 // frames, 64, seed=3), "shift": noise(6 // frames, 64, seed=4)}
+        extra["activation"] = activation
         for given in (x, x.contiguous(memory_format=LAST), x.transpose(2, 3)):
             before = given.clone()
             fast = group_norm(given, 32, weight, bias, 1e-5, frames=frames, **extra)

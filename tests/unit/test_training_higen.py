@@ -100,23 +100,30 @@ def test_the_prior_is_level_and_there_are_no_pictures_before_their_steps(autoenc
     torch.testing.assert_close(priors[0].mean(dim=(2, 3)), priors[2].mean(dim=(2, 3)), rtol=0, atol=1e-5)
 
 
-def test_videos_are_tried_with_both_captions_on_the_same_noise(autoencoder, tmp_path):
-    changes = ("diffusion.caption_preference=2", "data.two_objects=1", "diffusion.caption_dropout=0")
+def test_videos_are_tried_with_another_caption_on_the_same_noise(autoencoder, tmp_path):
+    settings = ("caption_preference=2", "preference_clips=3", "preference_start=990", "caption_dropout=1")
+    changes = ("data.two_objects=1", *(f"diffusion.{setting}" for setting in settings))
     task, calls = start(recipe_of(autoencoder, *changes), tmp_path, CPU).task, []
     task.unet.register_forward_pre_hook(lambda module, inputs, cues: calls.append((inputs, cues)), with_kwargs=True)
-    numbers = torch.arange(16)
-    rows, _ = task._exchanged.of(task.tokens[numbers])
-    assert 0 < len(rows) < 16
-    losses = task.losses(task.batch(numbers, torch.zeros(16, dtype=torch.int64)), 0)
-    (own, own_cues), (other, other_cues) = calls
+    batch = task.batch(torch.arange(16), torch.zeros(16, dtype=torch.int64))
+    rows, others = task._others.draw(task.tokens[:16], 3)
+    losses = task.losses(batch, 0)
+    (own, own_cues), (other, other_cues), (whole, _) = calls
     for given, again in zip(own[:2], other[:2], strict=True):
-        assert torch.equal(given[rows], again)
-    assert own[2].shape[0] == 16 and not torch.equal(own[2][rows], other[2])
-    assert all(torch.equal(cue[rows], other_cues[name]) for name, cue in own_cues.items())
+        assert torch.equal(given, again)
+    assert all(torch.equal(cue, other_cues[name]) for name, cue in own_cues.items())
+    assert (own[1] >= 990).all()
+    # Their captions are kept, those of the denoiser's own loss are all left out here.
+    torch.testing.assert_close(own[2], task.text_encoder(task.tokens[rows]))
+    torch.testing.assert_close(other[2], task.text_encoder(others))
+    assert whole[2].shape[0] == 16
     # The network starts at nothing, so both captions are alike at first.
     assert losses.metrics["preference"].item() == pytest.approx(math.log(2), rel=1e-5)
+    plain = losses.objectives["denoiser"] - 2 * losses.metrics["preference"]
+    assert plain.item() == pytest.approx(losses.metrics["loss"].item(), rel=1e-5)
     calls.clear()
-    assert "preference" not in task.losses(task.batch(numbers, torch.zeros(16, dtype=torch.int64)), 1).metrics
+    # A step on pictures, which show no direction.
+    assert "preference" not in task.losses(batch, 1).metrics
     assert len(calls) == 1
 
 

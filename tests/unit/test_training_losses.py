@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from weft.kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
 from weft.kernels.sampling.schedules import NoiseSchedule
-from weft.training.data.captions import caption_terms
+from weft.training.data.captions import DIRECTIONS, caption_terms, parse_caption, split_of, with_other_directions
 from weft.training.discriminator import PatchDiscriminator
 from weft.training.losses import (
     GradientLoss,
@@ -19,8 +19,7 @@ from weft.training.losses import (
     kl_divergence,
     to_frames,
 )
-from weft.training.preference import ExchangedCaptions, preference_loss
-from weft.training.settings import RecipeError
+from weft.training.preference import OtherDirections, preference_loss
 from weft.training.text import FrozenCaptions
 from weft.training.text_to_video_task import TextToVideoTask, contrast_weights, p2_weights
 
@@ -119,7 +118,7 @@ def test_times_and_factors_share_the_weight():
         drawn.append(times)
         return error[times]
 
-    task.device, task.networks, task._loss, task._exchanged = torch.device("cpu"), {}, loss, None
+    task.device, task.networks, task._loss, task._others = torch.device("cpu"), {}, loss, None
     task.recipe = SimpleNamespace(diffusion=SimpleNamespace(caption_dropout=0.0, contrast_power=0.0))
     task.facts, task.empty_tokens = {"shift": 0.0, "scale": 1.0}, torch.zeros(3, dtype=torch.long)
     torch.manual_seed(0)
@@ -146,29 +145,38 @@ def test_faint_clips_count_more():
 def test_preference_is_level_in_the_size_of_the_errors_and_falls_as_the_other_caption_fits_worse():
     own, other = torch.tensor([0.2, 2.0], requires_grad=True), torch.tensor([0.3, 3.0])
     loss = preference_loss(own, other)
-    assert float(loss) == pytest.approx(math.log1p(math.exp(-0.5)), rel=1e-6)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-0.5)), rel=1e-6)
     loss.backward()
     # d/d own of softplus((own - other) / own held): sigmoid(-0.5) / own, averaged.
     assert own.grad.tolist() == pytest.approx([0.377541 / 0.2 / 2, 0.377541 / 2.0 / 2], rel=1e-5)
-    assert float(preference_loss(own, own)) == pytest.approx(math.log(2), rel=1e-6)
+    assert preference_loss(own, own).item() == pytest.approx(math.log(2), rel=1e-6)
     assert preference_loss(torch.zeros(1), torch.ones(1)).isfinite()
 
 
-def test_captions_are_exchanged_where_another_training_clip_is_described():
-    captions = [
-        "a red circle moves left to right and a blue square moves quickly top to bottom over a dark background",
-        # Exchanged, this one is held out.
-        "a red circle moves right to left and a blue square moves top to bottom over a dark background",
-        # The same when exchanged.
-        "a red circle moves right to left and a blue square moves slowly right to left over a dark background",
-        "a red circle moves right to left over a dark background",
-    ]
-    text = FrozenCaptions(CaptionEncoder(CaptionEncoderConfig(caption_terms(), width=8, heads=2, max_tokens=20)))
-    tokens = text.tokens(captions)
-    rows, others = ExchangedCaptions(captions, text).of(torch.cat([tokens, text.tokens([""])]))
+def test_other_directions_are_those_of_training_clips():
+    one = "a red circle moves left to right over a dark background"
+    two = "a red circle moves left to right and a blue square moves quickly top to bottom over a dark background"
     exchanged = "a red circle moves top to bottom and a blue square moves quickly left to right over a dark background"
-    assert rows.tolist() == [0] and torch.equal(others, text.tokens([exchanged]))
-    none, empty = ExchangedCaptions(captions, text).of(tokens[1:])
-    assert none.shape == (0,) and empty.shape == (0, 20)
-    with pytest.raises(RecipeError, match="no caption has two objects"):
-        ExchangedCaptions(captions[1:], text)
+    # Exchanged, the first one is held out; the second one says the same.
+    none = [
+        "a red circle moves right to left and a blue square moves top to bottom over a dark background",
+        "a red circle moves right to left and a blue square moves slowly right to left over a dark background",
+    ]
+    assert with_other_directions(two) == [exchanged]
+    others = with_other_directions(one)
+    assert 1 <= len(others) <= 3 and one not in others
+    assert all(split_of(parse_caption(other)) == "train" for other in others)
+    assert {other.replace(way, "left to right") for other in others for way in DIRECTIONS if way in other} == {one}
+
+    text = FrozenCaptions(CaptionEncoder(CaptionEncoderConfig(caption_terms(), width=8, heads=2, max_tokens=20)))
+    captions = OtherDirections([none[0], two, one, none[1]], text)
+    torch.manual_seed(0)
+    drawn = set()
+    for _ in range(20):
+        rows, tokens = captions.draw(text.tokens([none[0], two, "", one]), 2)
+        assert rows.tolist() == [1, 3] and torch.equal(tokens[:1], text.tokens([exchanged]))
+        drawn.add(tuple(tokens[1].tolist()))
+    assert drawn == {tuple(row) for row in text.tokens(others).tolist()}
+    assert captions.draw(text.tokens([two, one]), 1)[0].tolist() == [0]
+    rows, tokens = captions.draw(text.tokens(none), 2)
+    assert rows.shape == (0,) and tokens.shape == (0, 20)

@@ -12,6 +12,7 @@ from weft.training.data.moving_shapes import MovingShapesConfig, write_dataset
 from weft.training.settings import RecipeError
 
 TINY = Path(__file__).parents[1] / "data" / "training"
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 CPU = torch.device("cpu")
 
 
@@ -66,12 +67,12 @@ def test_impossible_autoencoders(settings, message):
         (["text_encoder.width=32"], "network.context_width: found 16, the text encoder has 32"),
         (["schedule.linear_start=0.02"], "schedule.linear_start: found 0.02, expected less than .* = 0.0155"),
         (["schedule.linear_end=1"], "schedule.linear_end: found 1.0, expected less than 1"),
+        (
+            ["diffusion.caption_preference=1", "diffusion.preference_start=1000"],
+            "diffusion.preference_start: found 1000, expected less than the schedule's 1000 times",
+        ),
         (["rare.start=9", "rare.end=8"], "rare.end: found 8, expected at least rare.start = 9"),
         (["seed=99999999999999999999"], "seed: found 99999999999999999999, expected at most"),
-        (
-            ["diffusion.caption_preference=1", "data.two_objects=0"],
-            "diffusion.caption_preference: expected data of Moving Shapes with two_objects above 0",
-        ),
     ],
 )
 def test_impossible_text_to_video_models(settings, message):
@@ -89,6 +90,18 @@ def test_impossible_text_to_video_models(settings, message):
 )
 def test_settings_at_the_edge_of_the_possible_train(settings, tmp_path):
     assert start(tiny("autoencoder", *settings), tmp_path, CPU).run() is None
+
+
+def test_directions_are_preferred_where_clips_have_them():
+    key = "diffusion.caption_preference"
+    table = read_table(TINY / "text_to_video.toml") | {"data": {"size": 16, "frames": 4}}
+    override(table, ["autoencoder.path=x", f"{key}=1", "data.kind=folder", "data.path=x"])
+    with pytest.raises(RecipeError, match=f"^r.toml: {key}: found it with data of kind 'folder', expected moving_shap"):
+        read_recipe(table, "r.toml")
+    table = read_table(RECIPES / "demo_image.toml")
+    override(table, [f"{key}=1"])
+    with pytest.raises(RecipeError, match=f"^r.toml: {key}: found it with single frames, which show no direction"):
+        read_recipe(table, "r.toml")
 
 
 def test_a_network_without_position_tables_needs_no_length():

@@ -90,18 +90,24 @@ def parse_caption(text: str) -> ClipSpec:
     return ClipSpec(tuple(objects), background)
 
 
-def with_directions_exchanged(text: str) -> str | None:
-    """Return the caption whose two objects have each other's direction.
+def with_other_directions(text: str) -> list[str]:
+    """Return the captions of training clips that differ from this one only in directions.
 
-    None where that says the same or is held out, or where there is one object; raises InputError for other texts.
+    One object goes another way, two have exchanged theirs (none if that says the same); raises InputError for texts
+    that are no captions.
     """
     spec = parse_caption(text)
-    ways = [shape.direction for shape in spec.objects]
-    exchanged = ClipSpec(
-        tuple(replace(shape, direction=way) for shape, way in zip(spec.objects, reversed(ways), strict=True)),
-        spec.background,
-    )
-    return None if exchanged == spec or split_of(exchanged) == "held_out" else exchanged.caption()
+    ways = tuple(shape.direction for shape in spec.objects)
+    others = [(way,) for way in DIRECTIONS] if len(ways) == 1 else [ways[::-1]]
+    specs = [
+        ClipSpec(
+            tuple(replace(shape, direction=way) for shape, way in zip(spec.objects, other, strict=True)),
+            spec.background,
+        )
+        for other in others
+        if other != ways
+    ]
+    return [other.caption() for other in specs if split_of(other) == "train"]
 
 
 def _parse_object(reader: "_WordReader") -> ShapeSpec:
