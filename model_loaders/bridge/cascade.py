@@ -114,7 +114,7 @@ def super_resolution(
         first: what makes the very first frame; None: the video network alone.
 
     Raises:
-        ValueError: another stage's MODEL, another model's text, or a size that the network cannot halve evenly.
+        ValueError: another stage's MODEL, another model's text, or a size that the networks cannot halve evenly.
     """
     config = _stage(model, "sr1", settings)
     multiple = config.multiple
@@ -171,7 +171,7 @@ def pixels_of(source: object, what: str) -> Tensor:
         samples = samples.movedim(0, 1)[None]
     if samples.ndim != 5 or samples.shape[1] != 3:
         raise ValueError(
-            f"The {what} are a latent of shape {tuple(samples.shape)}, expected pixels (videos, 3, frames, height, "
+            f"Found {what} as a latent of shape {tuple(samples.shape)}, expected pixels (videos, 3, frames, height, "
             "width): connect the LATENT of another stage of Show-1 on pixels, or an IMAGE."
         )
     return samples.float().to(device)

@@ -427,7 +427,7 @@ def test_frames_that_a_stage_cannot_take(comfy, loaded):
     settings = {"seed": 1, "steps": 1, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}
     with pytest.raises(ValueError, match="latent has 4 channels, tiny_base.safetensors takes 3: it was made for"):
         comfy.run("KSampler", model=base, **TEXT, latent_image={"samples": latent["samples"] + 1}, **settings)
-    with pytest.raises(ValueError, match=r"small video are a latent of shape \(1, 4, 3, 4, 4\), expected pixels"):
+    with pytest.raises(ValueError, match=r"Found small video as a latent of shape \(1, 4, 3, 4, 4\), expected pixels"):
         comfy.run("WeftShow1SuperResolution", model=sr1, **TEXT, video=latent)
 
 
