@@ -68,11 +68,3 @@ def test_an_incomplete_text_encoder_is_refused(comfy, encoder, name, message):
     tensors = {key: tensor.half() for key, tensor in encoder.state_dict().items() if key != name}
     with pytest.raises(ValueError, match=message):
         clip_of(comfy, tensors)
-
-
-def test_a_stage_on_pixels_is_refused_as_a_model(comfy):
-    checkpoint, show1 = comfy.ours("model_loaders.checkpoint"), comfy.ours("kernels.networks.show1")
-    part = checkpoint.Component(show1.PixelUNet, show1.PixelUNetConfig(), {})
-    stage = checkpoint.Checkpoint("show-1-base", "show1", {checkpoint.MODEL: part})
-    with pytest.raises(ValueError, match="show-1-base is a stage of Show-1 on pixels, which this pack reads"):
-        comfy.ours("model_loaders.bridge.model").make_model(stage)
