@@ -9,18 +9,19 @@ import torch
 from weft.kernels.networks.show1 import PixelUNet
 from weft.kernels.sampling.cascade import interpolate, super_resolve
 from weft.kernels.sampling.schedules import NoiseSchedule
-from weft.model_loaders.checkpoint import MODEL, read
+from weft.model_loaders.checkpoint import MODEL, Component, read
 from weft.training import checkpoints
 from weft.training.build import resume, start
 from weft.training.cli import main
 from weft.training.config import MovingShapesData, Show1Recipe, override, read_recipe, read_table
 from weft.training.data.clips import open_clips
-from weft.training.export import Trained
+from weft.training.export import DENOISERS, Trained
 from weft.training.settings import RecipeError
 from weft.training.show1_task import interpolation_cues, shrunk, super_resolution_cues, windows
 from weft.training.text_to_video_task import p2_weights
 
 TINY = Path(__file__).parents[1] / "data" / "training"
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 CPU = torch.device("cpu")
 STAGES = {
     "base": (),
@@ -250,3 +251,21 @@ def test_an_expert_knows_the_last_steps_alone(tmp_path):
     assert len(weights) == 900 and weights.mean() == pytest.approx(1)
     with pytest.raises(RecipeError, match="preference_start: found 880, expected less than diffusion.last_time = 800"):
         recipe_of("base", "diffusion.last_time=800", "diffusion.caption_preference=1")
+
+
+RELEASED = {
+    "show1_keyframes": 1_726_848_390,
+    "show1_interpolation": 1_726_859_910,
+    "show1_super_resolution": 796_343_046,
+    "show1_expert": 1_411_233_860,
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_recipes_have_the_released_sizes_and_small_demos(name):
+    """Parameters as of the released files; at most three million in an embedded network."""
+    for prefix, most in (("", RELEASED[name]), ("demo_", 3_100_000)):
+        recipe = read_recipe(read_table(RECIPES / f"{prefix}{name}.toml"), name)
+        network, _ = DENOISERS[type(recipe)]
+        count = sum(weight.numel() for weight in Component(network, recipe.network, {}).blank().parameters())
+        assert count <= most and (prefix or count == most)
