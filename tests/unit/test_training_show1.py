@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from weft.kernels.networks.higen import SpaceTimeUNet
 from weft.kernels.networks.show1 import PixelUNet
+from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from weft.kernels.sampling.cascade import interpolate, super_resolve
 from weft.kernels.sampling.schedules import NoiseSchedule
-from weft.model_loaders.checkpoint import MODEL, Component, read
+from weft.model_loaders.bundle import save_bundle
+from weft.model_loaders.checkpoint import MODEL, Component, LatentSpec, read
 from weft.training import checkpoints
 from weft.training.build import resume, start
 from weft.training.cli import main
@@ -18,6 +21,8 @@ from weft.training.data.clips import open_clips
 from weft.training.export import DENOISERS, Trained
 from weft.training.settings import RecipeError
 from weft.training.show1_task import interpolation_cues, shrunk, super_resolution_cues, windows
+from weft.training.text import FrozenT5
+from weft.training.text_settings import T5Text
 from weft.training.text_to_video_task import p2_weights
 
 TINY = Path(__file__).parents[1] / "data" / "training"
@@ -269,3 +274,59 @@ def test_recipes_have_the_released_sizes_and_small_demos(name):
         network, _ = DENOISERS[type(recipe)]
         count = sum(weight.numel() for weight in Component(network, recipe.network, {}).blank().parameters())
         assert count <= most and (prefix or count == most)
+
+
+def test_an_expert_trains_on_latents_and_is_read_back(tmp_path):
+    """ModelScopeT2V's UNet on latents of single frames."""
+    sizes = VideoAutoencoderConfig(4, (1, 4, 4), z_channels=4, embed_dim=4, norm_groups=4, framewise=True)
+    torch.manual_seed(0)
+    vae, latent = {"vae": VideoAutoencoder(sizes)}, LatentSpec(4, 4, 1)
+    save_bundle(tmp_path / "vae.safetensors", vae, system="x", latent=latent, schedule=NoiseSchedule(), metadata={})
+    table = read_table(TINY / "show1.toml")
+    del table["stage"], table["pixels"]
+    table["task"] = "expert"
+    table["autoencoder"] = {"kind": "video", "path": str(tmp_path / "vae.safetensors"), "clips": 8}
+    table["network"] = {"model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_factors": [2],
+                        "head_width": 8, "stem_heads": 2, "context_width": 16, "norm_groups": 4}  # fmt: skip
+    override(table, ["schedule.spacing=roots", "diffusion.last_time=900"])
+    trainer = start(read_recipe(table, "expert.toml"), tmp_path / "straight", CPU)
+    trainer.run()
+    start(read_recipe(table, "expert.toml"), tmp_path / "resumed", CPU).run(max_steps=1)
+    again = resume(tmp_path / "resumed", CPU)
+    again.run()
+    averaged, resumed = trainer.ema.networks[MODEL].state_dict(), again.ema.networks[MODEL].state_dict()
+    assert all(torch.equal(averaged[name], resumed[name]) for name in averaged)
+    assert main(["export", str(tmp_path / "straight"), "--out", str(tmp_path / "expert.safetensors")]) == 0
+    checkpoint = read(tmp_path / "expert.safetensors")
+    network = checkpoint.component(MODEL).build()
+    assert isinstance(network, SpaceTimeUNet) and network.config.model_channels == 8
+    assert all(torch.equal(network.state_dict()[name], value.half().float()) for name, value in averaged.items())
+    assert set(checkpoint.components) == {MODEL, "text_encoder", "vae"} and not checkpoint.latent.pixels
+
+
+def test_t5_gives_the_states_of_all_tokens_and_masks_padding(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "circle": 5}
+    tokenizer = Tokenizer(models.WordLevel(words, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    marks = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = T5EncoderModel(T5Config(vocab_size=6, d_model=16, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).eval()
+    model.save_pretrained(tmp_path)
+
+    text = FrozenT5(T5Text(path=str(tmp_path)))
+    tokens = text.tokens(["  A RED circle ", "", "a " * 90])
+    assert tokens.shape == (3, 77) and text.width == 16 and not text.saved
+    assert tokens[0, :5].tolist() == [3, 4, 5, 1, 0] and tokens[1, :2].tolist() == [1, 0] and tokens[2, -1] == 1
+    assert text.tokens([]).shape == (0, 77)
+    with torch.no_grad():
+        states, alone = text.network(tokens[:1]), model(input_ids=tokens[:1, :4]).last_hidden_state
+    assert states.shape == (1, 77, 16) and states[:, 4:].abs().sum() > 0
+    torch.testing.assert_close(states[:, :4], alone, rtol=0, atol=1e-5)
+    assert not any(weight.requires_grad for weight in text.network.parameters())
+    with pytest.raises(RecipeError, match="text_encoder.path: nowhere is no folder with a T5 encoder"):
+        FrozenT5(T5Text(path="nowhere"))
