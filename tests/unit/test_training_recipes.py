@@ -81,7 +81,7 @@ def test_overrides_keep_types():
     assert recipe.data.size == 32
 
 
-@pytest.mark.parametrize("kind", KINDS.values())
+@pytest.mark.parametrize("kind", [kind for task, kind in KINDS.items() if task != "control"])
 def test_every_setting_is_documented(kind):
     lines = describe(kind)
     network = lines.index("[network]")
