@@ -38,6 +38,13 @@ def between(first: Tensor, last: Tensor, blend: bool = True) -> Tensor:
     return torch.stack([(1 - place) * first + place * last for place in places], dim=2)
 
 
+def ends_mask(window: Tensor) -> Tensor:
+    """Which frames of a window (B, C, T, H, W) are given, (B, 1, T, H, W): 1 on the first and last, else 0."""
+    mask = window.new_zeros(len(window), 1, *window.shape[2:])
+    mask[:, :, [0, -1]] = 1.0
+    return mask
+
+
 def interpolate(
     keyframes: Tensor,
     noise: Tensor,
@@ -68,8 +75,7 @@ def interpolate(
     if count < 2:
         raise ValueError(f"Found {count} keyframe, expected at least 2: there is nothing between fewer.")
     shown = keyframes if augmentation is None else noised(keyframes, level, augmentation)
-    mask = noise.new_zeros(len(noise), 1, *noise.shape[2:])
-    mask[:, :, [0, -1]] = 1.0
+    mask = ends_mask(noise)
     size = (count - 1) * KEYFRAME_DISTANCE + 1
     video = keyframes.new_empty(*keyframes.shape[:2], size, *keyframes.shape[3:])
     for index in range(count - 1):

@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder
-from weft.training.config import (
-    AutoencoderRecipe,
-    HarivoRecipe,
-    HiGenRecipe,
-    ImageRecipe,
-    TextToVideoRecipe,
-    override,
-    read_recipe,
-    read_table,
-)
+from weft.training.config import RECIPES as KINDS
+from weft.training.config import override, read_recipe, read_table
 from weft.training.discriminator import PatchDiscriminator
 from weft.training.settings import RecipeError, describe, to_table, to_toml
 
@@ -89,7 +81,7 @@ def test_overrides_keep_types():
     assert recipe.data.size == 32
 
 
-@pytest.mark.parametrize("kind", [AutoencoderRecipe, TextToVideoRecipe, HiGenRecipe, ImageRecipe, HarivoRecipe])
+@pytest.mark.parametrize("kind", [kind for task, kind in KINDS.items() if task != "control"])
 def test_every_setting_is_documented(kind):
     lines = describe(kind)
     network = lines.index("[network]")
