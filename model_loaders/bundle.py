@@ -55,6 +55,7 @@ DESCRIPTION = "weft.description"
 _DESCRIPTIONS = (DESCRIPTION, f"first_stage_model.{DESCRIPTION}", f"cond_stage_model.{DESCRIPTION}")
 # Networks of ComfyUI that a saved file may hold beside ours, without a description.
 _STOCK = {VAE: "stable diffusion", TEXT_ENCODER: "clip"}
+_T5_MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
 # Where a role's tensors are: in our own files, and in what ComfyUI's save nodes write.
 _PREFIXES = {
     MODEL: ("diffusion_model.", "model.diffusion_model."),
@@ -64,6 +65,7 @@ _PREFIXES = {
         "cond_stage_model.caption.transformer.",
         "cond_stage_model.clip_l.transformer.",
         "cond_stage_model.clip_h.transformer.",
+        "cond_stage_model.t5xxl.transformer.",
     ),
     FEATURES: ("features.",),
 }
@@ -195,7 +197,8 @@ def _components(entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> di
         alone = ("",) if list(entries) == [role] else ()
         found = (strip_prefix(tensors, prefix) for prefix in (*prefixes, *alone))
         weights = next((weights for weights in found if weights), {})
-        entry = entries.get(role, {"network": None, "config": _STOCK.get(role)})
+        stock = "t5 xxl" if _T5_MARK in weights else _STOCK.get(role)
+        entry = entries.get(role, {"network": None, "config": stock})
         if weights and entry["network"] is None:
             config = entry["config"]
             # ComfyUI's networks are known by name, but for the one that may have any size.

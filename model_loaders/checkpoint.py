@@ -42,6 +42,11 @@ class LatentSpec:
     rgb_bias: tuple[float, ...] | None = None
     dimensions: int = 3
 
+    @property
+    def pixels(self) -> bool:
+        """Whether latents are the colours of frames themselves, in -1..1."""
+        return (self.channels, self.spatial, self.temporal, self.scale, self.shift) == (3, 1, 1, 1.0, 0.0)
+
 
 class _UndrawnOperations(TorchOperations):
     """torch.nn, but tables are not drawn: on the meta device that alone loads a compiler, which takes seconds."""

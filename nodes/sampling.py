@@ -18,22 +18,24 @@ class ReleaseSampler(io.ComfyNode):
             description="Reproduces the sampler that was released with the model, for SamplerCustomAdvanced. Its "
             "DDIM starts at timestep 981 of 1000 (50 steps), counts its timesteps from one and ends at the first noise "
             "level instead of zero. All other samplers and schedulers of ComfyUI work with these models as well.",
-            search_aliases=["ddim", "lvdm sampler", "ancestral", "weft"],
+            search_aliases=["ddim", "lvdm sampler", "ancestral", "show-1 sampler", "thresholding", "weft"],
             inputs=[
                 io.Model.Input("model", tooltip="A model loaded by this pack; its noise schedule is read."),
                 io.Combo.Input(
                     "kind",
-                    options=["ddim", "ancestral"],
+                    options=["ddim", "ancestral", "dpm-solver++"],
                     default="ddim",
                     tooltip="'ddim': few steps. 'ancestral': every step of the schedule (1000), as LVDM's short videos "
-                    "were evaluated; 'steps' and 'eta' are then not used.",
+                    "were evaluated; 'steps' and 'eta' are then not used. 'dpm-solver++': Show-1, whose stages on "
+                    "pixels are thresholded frame by frame; 'eta' is not used.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=50,
                     min=1,
                     max=500,
-                    tooltip="DDIM steps. Some numbers give one more step than asked or have no released grid.",
+                    tooltip="Of DDIM, where some numbers give one more step than asked or have no released grid, or of "
+                    "DPM-Solver++: Show-1 takes 75 for keyframes and between them, 125 and 50 for higher resolution.",
                 ),
                 io.Float.Input(
                     "eta",
@@ -62,10 +64,11 @@ class ReleaseSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model: object, kind: str, steps: int, eta: float, denoise: float) -> io.NodeOutput:
         """Read the schedule of the model's checkpoint."""
-        from ..model_loaders.bridge.model import checkpoint_of
+        from ..model_loaders.bridge.model import checkpoint_of, threshold_of
         from ..model_loaders.bridge.sampling import release_sampler
 
-        return io.NodeOutput(*release_sampler(checkpoint_of(model).schedule, kind, steps, eta, denoise))
+        schedule = checkpoint_of(model).schedule
+        return io.NodeOutput(*release_sampler(schedule, kind, steps, eta, denoise, threshold_of(model)))
 
 
 NODES = [ReleaseSampler]

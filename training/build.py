@@ -16,6 +16,7 @@ from .config import (
     HiGenRecipe,
     ImageRecipe,
     Recipe,
+    Show1Recipe,
     read_recipe,
 )
 from .control_task import ControlTask
@@ -24,6 +25,7 @@ from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
 from .image_task import ImageTask
 from .settings import RecipeError
+from .show1_task import Show1Task
 from .task import Task
 from .text_to_video_task import TextToVideoTask
 from .trainer import Trainer, seed_everything, uses_bf16
@@ -44,6 +46,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
         return ControlTask(recipe, folder, device, mixed)
     if isinstance(recipe, ImageRecipe):
         return ImageTask(recipe, folder, device, mixed)
+    if isinstance(recipe, Show1Recipe):
+        return Show1Task(recipe, folder, device, mixed)
     return TextToVideoTask(recipe, folder, device, mixed)
 
 

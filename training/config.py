@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import tomllib
 
-from ..kernels.networks.higen import HiGenUNetConfig
+from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNetConfig
+from ..kernels.networks.show1 import PixelUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.image_unet import ImageUNetConfig
@@ -18,6 +19,8 @@ from .data.moving_shapes import MovingShapesConfig
 from .higen_settings import Cues, Pictures
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .settings import RecipeError, Table, read_section, section, setting
+from .show1_settings import Conditioning, PixelFrames, Stage
+from .text_settings import CaptionText, ClipText, GivenText, ImageModelText, T5Text
 from .validate import validate
 
 LARGEST_SEED = 2**32 - 1
@@ -166,47 +169,15 @@ class ImageFirstStage(LatentCache):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionText:
-    """A caption encoder trained together with the UNet; its vocabulary comes from the data."""
-
-    kind: Literal["captions"] = setting("captions", doc="a small encoder, trained together with the UNet")
-    width: int = setting(minimum=1, doc="width of a token, equal to the UNet's context width")
-    layers: int = setting(minimum=1, doc="transformer layers")
-    heads: int = setting(minimum=1, doc="attention heads")
-    max_tokens: int = setting(minimum=3, doc="tokens of a caption, start and end included")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenText:
-    """The caption encoder of another model, frozen, as Stable Diffusion has that of CLIP."""
-
-    kind: Literal["given"] = setting("given", doc="the caption encoder of another model, frozen")
-    path: str = setting(doc="bundle, run folder or checkpoint that holds it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipText:
-    """CLIP's text encoder, frozen: the last hidden state of all tokens."""
-
-    kind: Literal["clip"] = setting("clip", doc="CLIP's text encoder, frozen")
-    path: str = setting(doc="folder of a CLIP text model with its tokenizer, in transformers' layout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageModelText:
-    """The caption encoder that an image model was trained with, frozen."""
-
-    kind: Literal["image_model"] = setting("image_model", doc="the caption encoder of the image model, frozen")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The noise schedule."""
 
     linear_start: float = setting(0.00085, above=0, maximum=1, doc="first beta")
     linear_end: float = setting(0.012, above=0, maximum=1, doc="last beta")
-    spacing: Literal["roots", "even"] = setting(
-        "roots", doc="what is equally spaced: square roots of betas (Stable Diffusion), or betas (AnimateDiff, HARIVO)"
+    spacing: Literal["roots", "even", "cosine"] = setting(
+        "roots",
+        doc="what is equally spaced: square roots of betas (Stable Diffusion), or betas (AnimateDiff, HARIVO); cosine: "
+        "neither, by that schedule, which has no first and last beta (Show-1 on pixels)",
     )
     zero_terminal_snr: bool = setting(False, doc="stretched so that nothing is left of a clip at the last time")
     prediction: Literal["noise", "velocity"] = setting("noise", doc="what the network predicts")
@@ -233,6 +204,9 @@ class Diffusion:
     """The diffusion loss."""
 
     caption_dropout: float = setting(0.1, minimum=0, maximum=1, doc="share of captions replaced by the empty one")
+    last_time: int = setting(
+        1000, minimum=100, doc="trained on times before this one: 900 makes an expert of the last steps (Show-1)"
+    )
     p2_gamma: float = setting(
         0.0,
         minimum=0,
@@ -443,16 +417,58 @@ class ControlRecipe:
     run: Run = setting(doc="length and output")
 
 
-DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe
+@dataclass(frozen=True, kw_only=True)
+class Show1Recipe:
+    """A stage of Show-1 on pixels."""
+
+    task: Literal["show1"] = setting("show1", doc="train a stage of Show-1 on pixels")
+    stage: Stage = setting(doc="base: keyframes; interpolation: frames between them; sr1: four times height and width")
+    system: str = setting("show1", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    pixels: PixelFrames = section(PixelFrames, doc="what becomes of the clips")
+    conditioning: Conditioning = section(Conditioning, doc="what the later stages are given")
+    network: PixelUNetConfig = setting(doc="the UNet")
+    text_encoder: CaptionText | GivenText | T5Text = setting(doc="the text encoder")
+    initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecipe:
+    """ModelScopeT2V's UNet on latents: Show-1's expert translation, trained on times before `diffusion.last_time`."""
+
+    task: Literal["expert"] = setting("expert", doc="train Show-1's super-resolution on latents")
+    system: str = setting("show1", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
+    network: SpaceTimeUNetConfig = setting(doc="the UNet")
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
+    initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe | ExpertRecipe | Show1Recipe
 ImageModelRecipe = HarivoRecipe | ControlRecipe
 """Of what is trained around a frozen image model."""
-LatentRecipe = DenoiserRecipe | ImageModelRecipe
-Recipe = AutoencoderRecipe | LatentRecipe | FeaturesRecipe
+DiffusionRecipe = DenoiserRecipe | ImageModelRecipe
+Recipe = AutoencoderRecipe | DiffusionRecipe | FeaturesRecipe
 RECIPES: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
     "text_to_video": TextToVideoRecipe,
     "higen": HiGenRecipe,
     "image": ImageRecipe,
+    "show1": Show1Recipe,
+    "expert": ExpertRecipe,
     "harivo": HarivoRecipe,
     "control": ControlRecipe,
     "features": FeaturesRecipe,

@@ -10,8 +10,9 @@ from torch import nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
 from ..kernels.networks.harivo import MotionConfig, MotionNetwork
-from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig
+from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
+from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
@@ -20,14 +21,17 @@ from ..model_loaders.checkpoint import LatentSpec
 from ..model_loaders.files import encode_metadata
 from ..model_loaders.harivo import MOTION, save_motion
 from ..model_loaders.image_unet import ImageUNetConfig
+from ..model_loaders.show1 import LATENT
 from . import checkpoints
 from .config import (
     DenoiserRecipe,
+    ExpertRecipe,
     HarivoRecipe,
     HiGenRecipe,
     ImageModelRecipe,
     ImageRecipe,
     Recipe,
+    Show1Recipe,
     TextToVideoRecipe,
     read_recipe,
 )
@@ -49,6 +53,8 @@ DENOISERS: dict[type, tuple[Any, type]] = {
     TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
     HiGenRecipe: (HiGenUNet, HiGenUNetConfig),
     ImageRecipe: (ImageUNet, ImageUNetConfig),
+    ExpertRecipe: (SpaceTimeUNet, SpaceTimeUNetConfig),
+    Show1Recipe: (PixelUNet, PixelUNetConfig),
 }
 
 
@@ -140,6 +146,8 @@ def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dic
 
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
+    if isinstance(main.recipe, Show1Recipe):
+        return LATENT  # whatever else the network reads
     if isinstance(main.recipe, DenoiserRecipe):
         return LatentSpec(channels=main.recipe.network.in_channels, **main.facts)
     autoencoder = components.get("vae")

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from ..kernels.networks.caption_encoder import CaptionEncoder
-from .config import ClipText, ImageModelRecipe
+from .config import ImageModelRecipe
 from .first_stage import latent_layout
 from .image_model import ImageModel, open_image_model
 from .latents import FrameFeatures
 from .moving_unet import UNet2DConditionModel
 from .settings import RecipeError
 from .text import FrozenCaptions, FrozenClip, TextEncoder
+from .text_settings import ClipText
 from .text_to_video_task import TextToVideoTask
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from ..kernels.networks.show1 import PixelUNet
 from .opened import open_networks
 from .settings import InputError, RecipeError, Table
 
@@ -18,6 +20,9 @@ KEY = "initialization.weights"
 
 def start_from(path: Path, networks: Mapping[str, nn.Module]) -> Table:
     """Load the weights of every network; returns what is known of the latents that they were made for.
+
+    A network on pixels goes on from one that is given less beside the noisy frames: what it is given more is without
+    effect at first, as Show-1's interpolation goes on from the keyframes.
 
     Raises RecipeError when they cannot be read, or lack one of the networks, or have it in another size.
     """
@@ -31,9 +36,19 @@ def start_from(path: Path, networks: Mapping[str, nn.Module]) -> Table:
             raise RecipeError(f"{KEY}: {path} holds {found}, expected a {role} as well")
         given = opened.networks[role]
         _check_same(f"{KEY}: the {role} in {path}", given, network)
-        network.load_state_dict(given.state_dict())
+        network.load_state_dict(_state_for(network, given))
         log.info("%s: all %d tensors from %s", role, len(network.state_dict()), path)
     return opened.facts
+
+
+def _state_for(network: nn.Module, given: nn.Module) -> dict[str, Tensor]:
+    """The given weights, with zeros for the channels that they do not read."""
+    state = given.state_dict()
+    if isinstance(network, PixelUNet):
+        kernels = state["conv_in.weight"]
+        missing = network.config.in_channels - kernels.shape[1]
+        state["conv_in.weight"] = F.pad(kernels, (0, 0, 0, 0, 0, missing))
+    return state
 
 
 def _check_same(what: str, given: nn.Module, wanted: nn.Module) -> None:
@@ -41,5 +56,7 @@ def _check_same(what: str, given: nn.Module, wanted: nn.Module) -> None:
         raise RecipeError(f"{what} is a {type(given).__name__}, expected a {type(wanted).__name__}")
     found, expected = asdict(given.config), asdict(wanted.config)  # type: ignore[call-overload]
     for name, value in expected.items():
+        if name == "in_channels" and isinstance(wanted, PixelUNet) and found[name] < value:
+            continue
         if found[name] != value:
             raise RecipeError(f"{what} has {name} {found[name]}, the recipe has {value}")

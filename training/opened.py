@@ -10,7 +10,7 @@ from torch import nn
 
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.checkpoint import read
-from .config import LatentRecipe
+from .config import DiffusionRecipe
 from .export import Trained
 from .image_unet import network_of
 from .settings import InputError, Table
@@ -34,7 +34,7 @@ def open_networks(path: Path) -> Opened:
         raise InputError(f"{path}: does not exist, expected a run folder, checkpoint or bundle")
     if path.is_dir() or path.suffix == ".pt":
         trained = Trained(path)
-        if not isinstance(trained.recipe, LatentRecipe):
+        if not isinstance(trained.recipe, DiffusionRecipe):
             raise InputError(f"{path}: a run of {trained.recipe.task}, expected one of a denoiser")
         return Opened(trained.networks, trained.facts, trained.recipe.schedule.noise_schedule())
     checkpoint = read(path)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
 from ..model_loaders.checkpoint import TEXT_ENCODER
-from .config import CaptionText, ClipText, Data, GivenText, MovingShapesData
+from .config import Data, MovingShapesData
 from .data.captions import caption_terms
 from .opened import open_networks
 from .operations import TrainingOperations
 from .settings import RecipeError
+from .text_settings import CaptionText, ClipText, GivenText, T5Text
 
 
 class TextEncoder(Protocol):
@@ -118,8 +119,51 @@ class LastHiddenState(nn.Module):
         return encoded
 
 
-def open_text_encoder(settings: CaptionText | GivenText | ClipText, data: Data, captions: list[str]) -> TextEncoder:
+class FrozenT5:
+    """T5's encoder, as Show-1 and DeepFloyd IF use it: lower case, 77 tokens, the states of all of them."""
+
+    saved = False
+    length = 77
+
+    def __init__(self, settings: T5Text) -> None:
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        folder = Path(settings.path)
+        if not folder.is_dir():
+            raise RecipeError(f"text_encoder.path: {folder} is no folder with a T5 encoder and its tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = T5EncoderModel.from_pretrained(folder, local_files_only=True)
+        self.network: nn.Module = UnpaddedStates(model, self.tokenizer.pad_token_id).eval().requires_grad_(False)
+        self.width: int = model.config.d_model
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """Token numbers (B, N), the end token inside."""
+        if not captions:
+            return torch.zeros((0, self.length), dtype=torch.int64)
+        texts = [caption.lower().strip() for caption in captions]
+        rows = self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.length)["input_ids"]
+        return torch.tensor(rows)
+
+
+class UnpaddedStates(nn.Module):
+    """A text model that does not attend to padding, though the padding's own states are given away with the others."""
+
+    def __init__(self, model: nn.Module, padding: int) -> None:
+        super().__init__()
+        self.model, self.padding = model, padding
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, N) -> (B, N, D)."""
+        encoded: Tensor = self.model(input_ids=tokens, attention_mask=tokens != self.padding).last_hidden_state
+        return encoded
+
+
+def open_text_encoder(
+    settings: CaptionText | GivenText | ClipText | T5Text, data: Data, captions: list[str]
+) -> TextEncoder:
     """The text encoder that a recipe names."""
+    if isinstance(settings, T5Text):
+        return FrozenT5(settings)
     if isinstance(settings, ClipText):
         return FrozenClip(settings)
     if isinstance(settings, CaptionText):

@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from ..kernels.layers.attention import CrossAttention, FeedForward
 from ..kernels.layers.resnet import ResidualBlock
 from ..kernels.layers.temporal import RelativePositions, TemporalAttention, TemporalConvolution
-from ..kernels.networks.higen import HiGenUNet, Transformer
+from ..kernels.networks.higen import HiGenUNet, SpaceTimeUNet, Transformer
 from ..kernels.networks.lvdm import SpaceTimeTransformer, TextToVideoUNet
+from ..kernels.networks.show1 import JointAttention
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
 from .config import (
     DenoiserStart,
+    DiffusionRecipe,
+    ExpertRecipe,
     ImageFirstStage,
     ImageModelRecipe,
-    LatentRecipe,
+    Show1Recipe,
     TextToVideoRecipe,
 )
 from .data.captions import Split
@@ -52,7 +55,7 @@ class TextToVideoTask:
 
     def __init__(
         self,
-        recipe: LatentRecipe,
+        recipe: DiffusionRecipe,
         folder: Path,
         device: torch.device,
         mixed: bool,
@@ -60,13 +63,13 @@ class TextToVideoTask:
     ) -> None:
         self.recipe, self.device, self._frame_features = recipe, device, frame_features
         self.schedule = recipe.schedule.noise_schedule()
-        self.weights = p2_weights(self.schedule, recipe.diffusion.p2_k, recipe.diffusion.p2_gamma).to(device)
-        self.autoencoder = load_autoencoder(recipe.autoencoder, folder)
-        self._check_latents()
-        self._cache = Path(recipe.autoencoder.cache) if recipe.autoencoder.cache else folder / "latents"
+        diffusion = recipe.diffusion
+        self.weights = p2_weights(self.schedule, diffusion.p2_k, diffusion.p2_gamma, diffusion.last_time).to(device)
         self._mixed = mixed
+        self._open_first_stage(folder)
         self.clips, held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
-        clip_count = min(recipe.autoencoder.clips or len(self.clips), len(self.clips))
+        wanted = recipe.pixels.clips if isinstance(recipe, Show1Recipe) else recipe.autoencoder.clips
+        clip_count = min(wanted or len(self.clips), len(self.clips))
         texts = self.clips.texts(clip_count)
         if not any(texts):
             raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
@@ -80,7 +83,7 @@ class TextToVideoTask:
 
         self.text_encoder = text.network.to(device)
         self.tokens = text.tokens(self.train_latents.captions)
-        preferred = recipe.diffusion.caption_preference > 0
+        preferred = diffusion.caption_preference > 0
         self._others = OtherDirections(self.train_latents.captions, text) if preferred else None
         self.unet = self._build_network().to(device)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
@@ -93,13 +96,25 @@ class TextToVideoTask:
         if recipe.initialization.weights and not checkpoints.exist(folder):
             self.facts |= start_from(Path(recipe.initialization.weights), self.networks)
 
+    def _open_first_stage(self, folder: Path) -> None:
+        """What makes latents of clips, and where these are kept."""
+        assert not isinstance(self.recipe, Show1Recipe)
+        stage = self.recipe.autoencoder
+        self.autoencoder = load_autoencoder(stage, folder)
+        self._check_latents()
+        self._cache = Path(stage.cache) if stage.cache else folder / "latents"
+
     def _open_text(self, captions: list[str]) -> TextEncoder:
         assert not isinstance(self.recipe, ImageModelRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _build_network(self) -> nn.Module:
-        assert isinstance(self.recipe, TextToVideoRecipe)
-        network = TextToVideoUNet(self.recipe.network, operations=TrainingOperations)
+        network: nn.Module
+        if isinstance(self.recipe, ExpertRecipe):
+            network = SpaceTimeUNet(self.recipe.network, operations=TrainingOperations)
+        else:
+            assert isinstance(self.recipe, TextToVideoRecipe)
+            network = TextToVideoUNet(self.recipe.network, operations=TrainingOperations)
         initialize_denoiser(network, self.recipe.initialization)
         return network
 
@@ -143,7 +158,7 @@ class TextToVideoTask:
         if not len(rows):
             return None
         clips, kept = latents[rows], {name: cue[rows] for name, cue in cues.items()}
-        times = torch.randint(settings.preference_start, self.schedule.steps, (len(rows),), device=self.device)
+        times = torch.randint(settings.preference_start, len(self.weights), (len(rows),), device=self.device)
         noise = self._with_offset(torch.randn_like(clips))
         own, other = (
             self._loss(self.networks, clips, caption, times, noise, **kept) for caption in (tokens[rows], others)
@@ -175,6 +190,8 @@ class TextToVideoTask:
         kept = (self.held_out_tokens, *self._extras(self.held_out_latents, numbers))
         losses = []
         for time in VALIDATION_TIMES:
+            if time >= len(self.weights):
+                break
             generator = torch.Generator().manual_seed(time)
             draws = [torch.randn(mean.shape, generator=generator) for _ in range(2)]
             for batch in zip(
@@ -253,6 +270,7 @@ class TextToVideoTask:
         }
 
     def _scale_and_shift(self) -> tuple[float, float]:
+        assert not isinstance(self.recipe, Show1Recipe)
         stage = self.recipe.autoencoder
         return (stage.scale, 0.0) if isinstance(stage, ImageFirstStage) else self.train_latents.scale_and_shift()
 
@@ -300,12 +318,13 @@ class TextToVideoTask:
             raise RecipeError(f"network.{key}: found {found}, the text encoder has {text_width}")
 
 
-def p2_weights(schedule: NoiseSchedule, k: float, gamma: float) -> Tensor:
-    """Loss weight of every time, (steps,), mean 1: 1 / (k + SNR)^gamma (Choi et al. 2022, arXiv 2204.00227, Eq. 8).
+def p2_weights(schedule: NoiseSchedule, k: float, gamma: float, last_time: int | None = None) -> Tensor:
+    """Loss weight of every time before the last one, mean 1: 1 / (k + SNR)^gamma (Choi et al. 2022, arXiv 2204.00227,
+    Eq. 8).
 
     Where things are and where they go is decided at low signal-to-noise ratios, where the plain error hardly shows it.
     """
-    alpha = schedule.alphas_cumprod()
+    alpha = schedule.alphas_cumprod()[:last_time]
     weights = (k + alpha / (1.0 - alpha)) ** -gamma
     return (weights / weights.mean()).float()
 
@@ -349,6 +368,9 @@ def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = Non
             nn.init.xavier_uniform_(module.table.weight, gain=settings.position_gain)
         elif isinstance(module, CrossAttention):
             module.out.weight.data.mul_(settings.text_gain)
+        elif isinstance(module, JointAttention):
+            _, values = module.text_key_value.weight.data.chunk(2)
+            values.mul_(settings.text_gain)
         elif isinstance(module, FeedForward):
             module.inner.weight.data.mul_(settings.feed_forward_gain)
     _zero(network.get_submodule("conv_out"))

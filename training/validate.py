@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from .settings import RecipeError
 
 if TYPE_CHECKING:
-    from ..kernels.networks.higen import HiGenUNetConfig
+    from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
+    from ..kernels.networks.show1 import PixelUNetConfig
     from ..model_loaders.image_unet import ImageUNetConfig
     from .config import (
         AutoencoderRecipe,
         ControlRecipe,
         DenoiserRecipe,
+        DiffusionRecipe,
         FeaturesRecipe,
         HarivoRecipe,
-        LatentRecipe,
         Recipe,
+        Show1Recipe,
     )
 
 
@@ -38,6 +41,10 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_hints(recipe)
             elif recipe.task == "image":
                 _validate_image(recipe.network)
+            elif recipe.task == "show1":
+                _validate_stage(recipe)
+            elif recipe.task == "expert":
+                _validate_space_time(recipe.network)
             else:
                 _validate_unet(recipe.network)
             _validate_text_and_noise(recipe)
@@ -52,7 +59,7 @@ def validate(recipe: Recipe, name: str) -> None:
 
 def text_width_key(recipe: DenoiserRecipe) -> str:
     """Which setting of the network is the width of its text encoder's tokens."""
-    return "text_width" if recipe.task == "higen" else "context_width"
+    return "text_width" if recipe.task in ("higen", "show1") else "context_width"
 
 
 def _validate_autoencoder(recipe: AutoencoderRecipe) -> None:
@@ -115,12 +122,65 @@ def _validate_unet(network: TextToVideoUNetConfig) -> None:
 
 
 def _validate_higen(network: HiGenUNetConfig) -> None:
-    for key in ("head_width", "stem_heads", "text_width", "resampled_tokens", "resampler_depth", "resampler_heads"):
+    for key in ("text_width", "resampled_tokens", "resampler_depth", "resampler_heads"):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    _validate_space_time(network)
+    _multiple("network: 4 * model_channels", 4 * network.model_channels, network.resampler_heads, "resampler_heads")
+
+
+def _validate_space_time(network: SpaceTimeUNetConfig) -> None:
+    for key in ("head_width", "stem_heads"):
         _at_least_one(f"network.{key}", getattr(network, key))
     levels = _validate_levels(network)
     for factor in sorted({*network.attention_factors, max(levels)}):
         _multiple("network: width", levels[factor], network.head_width, "network.head_width")
-    _multiple("network: 4 * model_channels", 4 * network.model_channels, network.resampler_heads, "resampler_heads")
+
+
+def _validate_stage(recipe: Show1Recipe) -> None:
+    network, data = recipe.network, recipe.data
+    if network.stage != recipe.stage:
+        channels = {"base": 3, "interpolation": 7, "sr1": 6}[recipe.stage]
+        levels = "more than 0" if recipe.stage == "sr1" else "0"
+        raise RecipeError(
+            f"network: found in_channels = {network.in_channels}, noise_levels = {network.noise_levels} and temporal = "
+            f"{str(network.temporal).lower()}, the stage {recipe.stage!r} has {channels}, {levels} and true"
+        )
+    if network.out_channels not in (3, 6):
+        raise RecipeError(f"network.out_channels: found {network.out_channels}, expected 3, or 6 with a variance")
+    _validate_pixel_network(network)
+    _multiple("data.size", data.size, recipe.pixels.shrink, "pixels.shrink")
+    size = data.size // recipe.pixels.shrink
+    factor = math.lcm(network.multiple, 4 if recipe.stage == "sr1" else 1)
+    _multiple("data.size / pixels.shrink", size, factor, "what the network halves, or the stage enlarges")
+    least = 5 if recipe.stage == "interpolation" else 2
+    if data.frames < least:
+        raise RecipeError(f"data.frames: found {data.frames}, expected at least {least}")
+    if recipe.stage == "base" and recipe.conditioning.highest_level:
+        raise RecipeError(
+            f"conditioning.highest_level: found {recipe.conditioning.highest_level}, expected 0: keyframes are given "
+            "nothing"
+        )
+    if recipe.conditioning.highest_level >= network.noise_levels > 0:
+        raise RecipeError(
+            f"conditioning.highest_level: found {recipe.conditioning.highest_level}, expected less than "
+            f"network.noise_levels = {network.noise_levels}"
+        )
+
+
+def _validate_pixel_network(network: PixelUNetConfig) -> None:
+    for key in ("context_width", "embedding_width", "head_width", "temporal_heads", "pooling_heads", "norm_groups"):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    levels = _widths(network.model_channels, network.channel_mult, network.attention_factors)
+    if len(network.num_res_blocks) != len(levels) or min(network.num_res_blocks) < 1:
+        raise RecipeError(
+            f"network.num_res_blocks: found {list(network.num_res_blocks)}, expected at least 1 for each of "
+            f"{len(levels)} levels"
+        )
+    # The middle of the network attends too, at the width of the last level.
+    for factor in sorted({*network.attention_factors, max(levels)}):
+        _multiple("network: width", levels[factor], network.head_width, "network.head_width")
+        _multiple("network: width", levels[factor], network.temporal_heads, "network.temporal_heads")
+    _multiple("network.text_width", network.text_width, network.pooling_heads, "network.pooling_heads")
 
 
 def _validate_motion(recipe: HarivoRecipe) -> None:
@@ -134,6 +194,10 @@ def _validate_motion(recipe: HarivoRecipe) -> None:
     if schedule.prediction != "noise" or schedule.zero_terminal_snr:
         raise RecipeError(
             'schedule: expected prediction = "noise" without zero_terminal_snr: files of motion modules say no other'
+        )
+    if schedule.spacing == "cosine":
+        raise RecipeError(
+            'schedule.spacing: found "cosine", expected "roots" or "even": files of motion modules say no other'
         )
 
 
@@ -153,21 +217,27 @@ def _validate_image(network: ImageUNetConfig) -> None:
         _multiple("network: width", width, network.heads, "network.heads")
 
 
-def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig | ImageUNetConfig) -> dict[int, int]:
+def _validate_levels(network: TextToVideoUNetConfig | SpaceTimeUNetConfig | ImageUNetConfig) -> dict[int, int]:
     """What both layouts share; returns the width at every downsampling factor."""
     for key in ("in_channels", "model_channels", "num_res_blocks", "context_width", "norm_groups"):
         _at_least_one(f"network.{key}", getattr(network, key))
-    if not network.channel_mult or min(network.channel_mult) < 1:
-        found = list(network.channel_mult)
-        raise RecipeError(f"network.channel_mult: found {found}, expected a factor of at least 1 per level")
     if network.out_channels != network.in_channels:
         raise RecipeError(
             f"network.out_channels: found {network.out_channels}, expected network.in_channels = {network.in_channels}"
         )
-    if network.model_channels % 2:
-        raise RecipeError(f"network.model_channels: found {network.model_channels}, expected an even number")
-    levels = {2**level: round(network.model_channels * factor) for level, factor in enumerate(network.channel_mult)}
-    for factor in network.attention_factors:
+    return _widths(network.model_channels, network.channel_mult, network.attention_factors)
+
+
+def _widths(model_channels: int, channel_mult: tuple[float, ...], attention_factors: tuple[int, ...]) -> dict[int, int]:
+    """The width at every downsampling factor."""
+    if not channel_mult or min(channel_mult) < 1:
+        raise RecipeError(
+            f"network.channel_mult: found {list(channel_mult)}, expected a factor of at least 1 per level"
+        )
+    if model_channels < 2 or model_channels % 2:
+        raise RecipeError(f"network.model_channels: found {model_channels}, expected an even number")
+    levels = {2**level: round(model_channels * factor) for level, factor in enumerate(channel_mult)}
+    for factor in attention_factors:
         if factor not in levels:
             raise RecipeError(
                 f"network.attention_factors: found {factor}, expected the factors of {len(levels)} levels: "
@@ -176,11 +246,11 @@ def _validate_levels(network: TextToVideoUNetConfig | HiGenUNetConfig | ImageUNe
     return levels
 
 
-def _validate_preference(recipe: LatentRecipe) -> None:
+def _validate_preference(recipe: DiffusionRecipe) -> None:
     """Captions are taken apart and put together again, and pictures show no direction."""
     if not recipe.diffusion.caption_preference:
         return
-    key, data = "diffusion.caption_preference", recipe.data
+    key, data, last = "diffusion.caption_preference", recipe.data, recipe.diffusion.last_time
     if recipe.task in ("image", "control"):
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
     if data.kind != "moving_shapes":
@@ -188,9 +258,11 @@ def _validate_preference(recipe: LatentRecipe) -> None:
     start, steps = recipe.diffusion.preference_start, recipe.schedule.noise_schedule().steps
     if start >= steps:
         raise RecipeError(f"diffusion.preference_start: found {start}, expected less than the schedule's {steps} times")
+    if start >= last:
+        raise RecipeError(f"diffusion.preference_start: found {start}, expected less than diffusion.last_time = {last}")
 
 
-def _validate_text_and_noise(recipe: LatentRecipe) -> None:
+def _validate_text_and_noise(recipe: DiffusionRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
     if recipe.task != "harivo" and recipe.task != "control" and text.kind == "captions":
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
@@ -198,6 +270,9 @@ def _validate_text_and_noise(recipe: LatentRecipe) -> None:
         found = getattr(recipe.network, key)
         if text.width != found:
             raise RecipeError(f"network.{key}: found {found}, the text encoder has {text.width}")
+    last, steps = recipe.diffusion.last_time, schedule.noise_schedule().steps
+    if last > steps:
+        raise RecipeError(f"diffusion.last_time: found {last}, expected at most the schedule's {steps} times")
     if schedule.linear_end >= 1:
         raise RecipeError(f"schedule.linear_end: found {schedule.linear_end}, expected less than 1")
     if schedule.linear_start >= schedule.linear_end:

@@ -89,6 +89,16 @@ class PixelUNetConfig:
         return known.get((self.in_channels - COLOURS, self.temporal, self.noise_levels > 0))
 
     @property
+    def predicted_channels(self) -> int:
+        """Channels of the prediction; any behind them are of its variance."""
+        return min(self.out_channels, COLOURS)
+
+    @property
+    def threshold(self) -> float:
+        """Largest value that predicted clean frames are divided by while they are sampled (`thresholded`)."""
+        return 1.0 if self.noise_levels else 1.5
+
+    @property
     def multiple(self) -> int:
         """Height and width are multiples of this: every level halves them evenly."""
         return 2 ** (len(self.channel_mult) - 1)
@@ -278,8 +288,6 @@ class PixelUNet(nn.Module):
     activation_values = 15.0
     # Pictures are made by the stage without layers over time.
     fewest_frames = 1
-    # Behind the noise there is its variance.
-    predicts_variance = True
 
     def __init__(
         self,

@@ -118,9 +118,20 @@ def ddim_sigmas(schedule: NoiseSchedule, steps: int) -> Tensor:
     return torch.cat([levels[ddim_timesteps(steps, schedule.steps)], levels[:1]])
 
 
-def ancestral_sigmas(schedule: NoiseSchedule) -> Tensor:
-    """Noise levels (steps + 1,) of ancestral sampling through the whole schedule, ending at zero."""
-    return torch.cat([schedule.sigmas().flip(0), torch.zeros(1, dtype=torch.float64)])
+def ancestral_sigmas(schedule: NoiseSchedule, steps: int | None = None) -> Tensor:
+    """Noise levels (S + 1,) of ancestral sampling, ending at zero: through the whole schedule, or every k-th of it.
+
+    With `steps`, timesteps are multiples of k = 1000 // steps, from 0 (DeepFloyd IF).
+
+    Raises:
+        ValueError: more steps than the schedule has, or none.
+    """
+    levels = schedule.sigmas()
+    if steps is not None:
+        if not 1 <= steps <= schedule.steps:
+            raise ValueError(f"Ancestral sampling takes 1 to {schedule.steps} steps, found {steps}.")
+        levels = levels[torch.arange(steps) * (schedule.steps // steps)]
+    return torch.cat([levels.flip(0), torch.zeros(1, dtype=torch.float64)])
 
 
 def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, eta: float, noise: Tensor) -> Tensor:
@@ -135,15 +146,27 @@ def ddim_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, et
     return denoised + direction.to(x.dtype) * eps + (spread / alpha_next.sqrt()).to(x.dtype) * noise
 
 
-def ancestral_step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
+def ancestral_step(
+    x: Tensor,
+    denoised: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    noise: Tensor,
+    learned_variance: Tensor | None = None,
+) -> Tensor:
     """One step of the posterior q(x_{t-1} | x_t, x_0) (arXiv 2006.11239 eq. 7) in variance-exploding scale.
 
     x, denoised, noise: same shape; sigma, sigma_next: scalars -> x at sigma_next; `denoised` itself at zero.
+    `learned_variance`: like x, -1..1 between the posterior's and that of the forward step (arXiv 2102.09672 eq. 15).
     """
     alpha, alpha_next = alpha_cumprod_of(sigma), alpha_cumprod_of(sigma_next)
     beta = 1 - alpha / alpha_next
     on_clean = beta * alpha_next.sqrt() / (1 - alpha)
     on_noisy = (1 - alpha_next) * (1 - beta).sqrt() / (1 - alpha)
     variance = beta * (1 - alpha_next) / (1 - alpha)
+    spread = variance.sqrt().to(x.dtype)
+    if learned_variance is not None and variance > 0:
+        share = (learned_variance + 1) / 2
+        spread = (0.5 * (share * beta.log() + (1 - share) * variance.log())).exp().to(x.dtype)
     scaled = on_clean.to(x.dtype) * denoised + (on_noisy * alpha.sqrt()).to(x.dtype) * x
-    return (scaled + variance.sqrt().to(x.dtype) * noise) / alpha_next.sqrt().to(x.dtype)
+    return (scaled + spread * noise) / alpha_next.sqrt().to(x.dtype)

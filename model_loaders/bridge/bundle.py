@@ -14,7 +14,9 @@ def load_checkpoint(path: str, options: ReadOptions, dtype: str) -> tuple[object
         CheckpointError: the file has no denoiser or no VAE, or does not fit.
     """
     checkpoint = read(path, options)
-    checkpoint.component(MODEL), checkpoint.component(VAE)
+    checkpoint.component(MODEL)
+    if not checkpoint.latent.pixels:
+        checkpoint.component(VAE)
     weights = torch_dtype_of(dtype)
     model = make_model(checkpoint, weights)
     model.cached_patcher_init = (load_model, (path, LoadOptions(options, weights)))

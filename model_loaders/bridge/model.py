@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
-from ..errors import CheckpointError
 from ..keymap import check_tensors
 from .compat import (
     conds,
@@ -44,6 +43,8 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
             super().__init__(config, dtype=dtype, device=device, operations=network_operations(operations))
             self.dtype = dtype
             self.control_was_given = False
+            # A variance behind the prediction is seen by wrappers alone.
+            self.predicted = getattr(config, "predicted_channels", None)
 
         def forward(
             self,
@@ -62,7 +63,8 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
             kind = patcher_extension.WrappersMP.DIFFUSION_MODEL
             wrappers = patcher_extension.get_all_wrappers(kind, options)
             executor = patcher_extension.WrapperExecutor.new_class_executor(self._network_forward, self, wrappers)
-            return executor.execute(x, timesteps, context, control, options, **conditions)
+            prediction = executor.execute(x, timesteps, context, control, options, **conditions)
+            return prediction if self.predicted is None else prediction[:, : self.predicted]
 
         def _network_forward(
             self,
@@ -94,12 +96,34 @@ class VideoModel(DescribedModel):
         return self.model_config.unet_config["config"]
 
     def concat_cond(self, **kwargs: object) -> Tensor | None:
-        """The mask channel of mask-conditional models, (B, 1, T, H, W): `concat_mask` of the conditioning, or zeros."""
+        """Channels behind the noise: `concat_latent_image` and `concat_mask` of the conditioning, as the network needs.
+
+        Raises:
+            ValueError: the video that the network is conditioned on is missing or of another size.
+        """
         noise = kwargs["noise"]
-        config = self.network_config
-        if config.in_channels == config.out_channels:
+        colours = self.latent_format.latent_channels
+        extra = self.network_config.in_channels - colours
+        if extra == 0:
             return None
-        mask = kwargs.get("concat_mask")
+        given = [self._given_video(kwargs.get("concat_latent_image"), noise)] if extra >= colours else []
+        return torch.cat([*given, *([self._mask(kwargs.get("concat_mask"), noise)] if extra % colours else [])], dim=1)
+
+    def _given_video(self, given: Tensor | None, noise: Tensor) -> Tensor:
+        """What a network is conditioned on, (B, C, T, H, W)."""
+        if given is None:
+            raise ValueError(
+                f"{self.checkpoint.name} works from a given video, and found none in the conditioning: use the node "
+                "made for it, Show-1 Interpolate or Show-1 Super-Resolution (Weft)."
+            )
+        if given.shape[1:] != noise.shape[1:] or len(noise) % len(given):
+            raise ValueError(
+                f"The given video has shape {tuple(given.shape)}, the latent {tuple(noise.shape)}: make them equal."
+            )
+        return self.process_latent_in(given).to(noise).repeat(len(noise) // len(given), 1, 1, 1, 1)
+
+    def _mask(self, mask: Tensor | None, noise: Tensor) -> Tensor:
+        """Which of the frames or latents are given, (B, 1, T, H, W); none without a mask."""
         if mask is None:
             return torch.zeros_like(noise[:, :1])
         mask = mask.reshape(-1, 1, *mask.shape[-3:])
@@ -156,7 +180,13 @@ class VideoModel(DescribedModel):
 
     def _check_latent(self, noise: Tensor) -> None:
         if noise.ndim == 5 and noise.shape[2] >= self.latent_format.fewest:
-            return
+            channels = self.latent_format.latent_channels
+            if noise.shape[1] == channels:
+                return
+            raise ValueError(
+                f"The latent has {noise.shape[1]} channels, {self.checkpoint.name} takes {channels}: it was made for "
+                "another model, use Empty Video Latent (Weft), or encode with the VAE that belongs to this one."
+            )
         images = f"{noise.shape[0]} latents of one frame"
         found = images if noise.ndim == 5 else f"a latent of shape {tuple(noise.shape)}"
         raise ValueError(
@@ -229,15 +259,9 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable
     """MODEL of a checkpoint that was read; its tensors are used up.
 
     Raises:
-        CheckpointError: the network is ComfyUI's, and the file does not describe it or its tensors do not fit; or it
-            cannot be sampled.
+        CheckpointError: the network is ComfyUI's, and the file does not describe it or its tensors do not fit.
     """
     component = checkpoint.component(MODEL)
-    if getattr(component.network, "predicts_variance", False):
-        raise CheckpointError(
-            f"{checkpoint.name} is a stage of Show-1 on pixels, which this pack reads and cannot sample yet. The stage "
-            "on latents (super-resolution 2) can be used."
-        )
     tensors = dict(component.tensors)
     # A network that is not ours is ComfyUI's, in the one layout that files may describe.
     config = ImageModelConfig(checkpoint) if component.network is None else VideoModelConfig(checkpoint)
@@ -277,3 +301,8 @@ def checkpoint_of(model: object) -> Checkpoint:
             "use the core's samplers and schedulers."
         )
     return inner.checkpoint
+
+
+def threshold_of(model: object) -> float:
+    """To what predicted clean frames of a MODEL are thresholded while they are sampled as released; 0: not at all."""
+    return getattr(model.model.network_config, "threshold", 0.0)  # type: ignore[attr-defined]

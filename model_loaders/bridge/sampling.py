@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...kernels.sampling.dpm_solver import DPMSolver, dpm_sigmas, thresholded
 from ...kernels.sampling.schedules import (
     NoiseSchedule,
     alpha_cumprod_of,
@@ -17,7 +18,7 @@ from ...kernels.sampling.schedules import (
 )
 from .compat import samplers
 
-BETA_SCHEDULES = {"roots": "linear", "even": "sqrt_linear", "cosine": "squaredcos_cap_v2"}
+BETA_SCHEDULES = {"roots": "linear", "even": "sqrt_linear", "cosine": "cosine"}
 """ComfyUI's names of the spacings of a schedule; the first two say the opposite of what they are."""
 StepFunction = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -29,8 +30,11 @@ class ReleaseSampler(samplers.KSAMPLER):
     last level is not zero, what it returns is the noisy-scale sample there. Between them a walk can be cut in two.
     """
 
-    def __init__(self, step: StepFunction, start: float, end: float, offset_noise: float = 0.0) -> None:
-        super().__init__(partial(_walk, step, end))
+    def __init__(
+        self, make_step: Callable[[], StepFunction], start: float, end: float, offset_noise: float = 0.0
+    ) -> None:
+        """`make_step` is called for every walk: steps of higher order remember those before."""
+        super().__init__(partial(_walk, make_step, end))
         self.start, self.offset_noise = start, offset_noise
 
     def sample(
@@ -55,30 +59,74 @@ class ReleaseSampler(samplers.KSAMPLER):
 
 
 def release_sampler(
-    schedule: NoiseSchedule, kind: str, steps: int, eta: float, denoise: float
+    schedule: NoiseSchedule, kind: str, steps: int, eta: float, denoise: float, threshold: float = 0.0
 ) -> tuple[ReleaseSampler, Tensor]:
     """SAMPLER and SIGMAS of a release.
 
     Args:
         schedule: of the model.
-        kind: "ddim", or "ancestral" for all steps of the schedule.
-        steps: DDIM steps.
+        kind: "ddim", "dpm-solver++", or "ancestral" for all steps of the schedule.
+        steps: of DDIM or DPM-Solver++.
         eta: 0 for deterministic DDIM, 1 for as much noise as ancestral sampling; below 0 for that of the release.
         denoise: share of the walk that is done, from its end; 1 for all.
+        threshold: for DPM-Solver++ as in `thresholded`; 0 for none.
 
     Raises:
-        ValueError: steps without a released grid, or all steps of a schedule that ends without any signal.
+        ValueError: steps without a released grid, or a walk that starts where its kind of step cannot.
     """
-    if kind == "ancestral" and schedule.zero_terminal_snr:
+    make_step: Callable[[], StepFunction]
+    if kind == "ancestral":
+        sigmas, make_step = ancestral_sigmas(schedule), lambda: _ancestral
+    elif kind == "ddim":
+        sigmas, make_step = ddim_sigmas(schedule, steps), lambda: partial(_ddim, schedule.eta if eta < 0 else eta)
+    else:
+        sigmas, make_step = dpm_sigmas(schedule, steps), lambda: _Solver(float(sigmas[-1]), steps, threshold)
+    # As the releases count: the solver's whole steps of a share, the nearest number of the others.
+    share = (len(sigmas) - 1) * denoise
+    kept = max(1, int(share) if kind == "dpm-solver++" else round(share))
+    chosen = sigmas[-(kept + 1) :]
+    if kind != "ddim" and chosen[0].isinf():
         raise ValueError(
-            "This model's schedule ends at pure noise, which 'ancestral' cannot start from: choose 'ddim'."
+            f"This model's schedule ends at pure noise, which '{kind}' cannot start from: choose 'ddim', or a denoise "
+            "below 1."
         )
-    sigmas = ancestral_sigmas(schedule) if kind == "ancestral" else ddim_sigmas(schedule, steps)
-    step = _ancestral if kind == "ancestral" else partial(_ddim, schedule.eta if eta < 0 else eta)
-    kept = max(1, round((len(sigmas) - 1) * denoise))
-    return ReleaseSampler(step, float(sigmas[0]), float(sigmas[-1]), schedule.offset_noise), sigmas[
-        -(kept + 1) :
-    ].float()
+    return ReleaseSampler(make_step, float(sigmas[0]), float(sigmas[-1]), schedule.offset_noise), chosen.float()
+
+
+def ancestral_sampler(
+    schedule: NoiseSchedule,
+    steps: int,
+    threshold: float,
+    variance: Callable[[], Tensor | None],
+    draw: Callable[[], Tensor],
+) -> tuple[ReleaseSampler, Tensor]:
+    """SAMPLER and SIGMAS of DeepFloyd IF: ancestral, thresholded, with the variance that the network predicts.
+
+    Args:
+        schedule: of the model.
+        steps: as in `ancestral_sigmas`.
+        threshold: as in `thresholded`.
+        variance: what was predicted in the latest call of the network; None for the posterior's.
+        draw: noise of a step; its generator goes on from where the start of the walk was drawn.
+    """
+    sigmas = ancestral_sigmas(schedule, steps)
+
+    def step(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
+        clean = thresholded(denoised, threshold)
+        return ancestral_step(x, clean, sigma, sigma_next, noise.to(x), variance())
+
+    sampler = ReleaseSampler(lambda: step, float(sigmas[0]), float(sigmas[-1]))
+    sampler.extra_options = {"noise_sampler": lambda sigma, sigma_next: draw()}
+    return sampler, sigmas.float()
+
+
+class _Solver(DPMSolver):
+    """Adds no noise."""
+
+    def __call__(  # type: ignore[override]
+        self, x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor
+    ) -> Tensor:
+        return super().__call__(x, denoised, sigma, sigma_next)
 
 
 def _ddim(eta: float, x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, noise: Tensor) -> Tensor:
@@ -90,7 +138,7 @@ def _ancestral(x: Tensor, denoised: Tensor, sigma: Tensor, sigma_next: Tensor, n
 
 
 def _walk(
-    step: StepFunction,
+    make_step: Callable[[], StepFunction],
     end: float,
     model: Callable[..., Tensor],
     x: Tensor,
@@ -103,7 +151,7 @@ def _walk(
     """Sampling loop with k-diffusion's signature; noise is drawn at every step, used or not, as released."""
     extra_args = extra_args or {}
     draw = noise_sampler or _noise_like(x, extra_args.get("seed"))
-    per_sample = x.new_ones(x.shape[0])
+    per_sample, step = x.new_ones(x.shape[0]), make_step()
     for index in range(len(sigmas) - 1):
         sigma, sigma_next = sigmas[index], sigmas[index + 1]
         denoised = model(x, sigma * per_sample, **extra_args)

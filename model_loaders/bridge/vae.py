@@ -233,11 +233,13 @@ class FramewiseVAE(sd.VAE):
 
 
 def make_vae(checkpoint: Checkpoint) -> sd.VAE:
-    """VAE of a checkpoint: its 3D autoencoder, or its image VAE frame by frame.
+    """VAE of a checkpoint: its 3D autoencoder, its image VAE frame by frame, or for pixels a change of range.
 
     Raises:
         CheckpointError: the checkpoint has none.
     """
+    if VAE not in checkpoint.components and checkpoint.latent.pixels:
+        return FramewiseVAE(_stock_vae({"pixel_space_vae": torch.tensor(1.0)}, checkpoint.name))
     component = checkpoint.component(VAE)
     if component.network is None:
         return FramewiseVAE(_stock_vae(component.tensors, checkpoint.name))

@@ -1,5 +1,8 @@
 """Show-1's files in ComfyUI: the text of its stages on pixels."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -70,9 +73,30 @@ def test_an_incomplete_text_encoder_is_refused(comfy, encoder, name, message):
         clip_of(comfy, tensors)
 
 
-def test_a_stage_on_pixels_is_refused_as_a_model(comfy):
-    checkpoint, show1 = comfy.ours("model_loaders.checkpoint"), comfy.ours("kernels.networks.show1")
-    part = checkpoint.Component(show1.PixelUNet, show1.PixelUNetConfig(), {})
-    stage = checkpoint.Checkpoint("show-1-base", "show1", {checkpoint.MODEL: part})
-    with pytest.raises(ValueError, match="show-1-base is a stage of Show-1 on pixels, which this pack reads"):
-        comfy.ours("model_loaders.bridge.model").make_model(stage)
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("base", []),
+        ("interpolation", ["network.in_channels=7", "data.frames=5"]),
+        ("sr1", ["network.in_channels=6", "network.noise_levels=1000", "schedule.prediction=velocity"]),
+    ],
+)
+def test_a_trained_stage_is_loaded_with_its_text_encoder(comfy, tmp_path, stage, changes):
+    from weft.training.build import start
+    from weft.training.config import override, read_recipe, read_table
+    from weft.training.export import export
+
+    table = read_table(Path(__file__).parents[1] / "data" / "training" / "show1.toml")
+    override(table, [f"stage={stage}", *changes])
+    with torch.inference_mode(False), torch.enable_grad():
+        trainer = start(read_recipe(table, "show1.toml"), tmp_path / "run", torch.device("cpu"))
+        trainer.run(max_steps=1)
+    name = f"trained_{stage}.safetensors"
+    export([tmp_path / "run"], comfy.base / "models" / "checkpoints" / name)
+    model, clip, _ = comfy.run("WeftLoadCheckpoint", checkpoint=name)
+    network = model.model.diffusion_model
+    assert asdict(network.config) == asdict(trainer.task.unet.config) and network.config.stage == stage
+    averaged = trainer.ema.networks["diffusion_model"].state_dict()
+    assert all(torch.equal(value, averaged[key].half().to(value)) for key, value in network.state_dict().items())
+    text = comfy.run("CLIPTextEncode", clip=clip, text="a red circle")[0][0][0]
+    assert text.shape[-1] == network.config.text_width

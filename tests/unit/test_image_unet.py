@@ -158,7 +158,9 @@ def test_a_folder_in_diffusers_layout_is_opened(tmp_path):
     (tmp_path / "vae" / "config.json").write_text('{"scaling_factor": 0.5}', encoding="utf-8")
     opened = open_image_model(tmp_path)
     x, times, text = inputs()
-    assert torch.equal(opened.unet(x[:, :, 0], times, text).sample, network(x[:, :, :1], times, text)[:, :, 0])
+    # Where tensors lie in memory decides which kernels run: the last digits may differ.
+    own, given = network(x[:, :, :1], times, text)[:, :, 0], opened.unet(x[:, :, 0], times, text).sample
+    torch.testing.assert_close(given, own, rtol=1e-5, atol=1e-6)
     assert (opened.scale, opened.shift, opened.schedule.linear_end) == (0.5, 0.0, 0.012)
 
 

@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder
-from weft.training.config import (
-    AutoencoderRecipe,
-    HarivoRecipe,
-    HiGenRecipe,
-    ImageRecipe,
-    TextToVideoRecipe,
-    override,
-    read_recipe,
-    read_table,
-)
+from weft.training.config import RECIPES as KINDS
+from weft.training.config import override, read_recipe, read_table
 from weft.training.discriminator import PatchDiscriminator
 from weft.training.settings import RecipeError, describe, to_table, to_toml
 
@@ -89,11 +81,11 @@ def test_overrides_keep_types():
     assert recipe.data.size == 32
 
 
-@pytest.mark.parametrize("kind", [AutoencoderRecipe, TextToVideoRecipe, HiGenRecipe, ImageRecipe, HarivoRecipe])
+@pytest.mark.parametrize("kind", KINDS.values())
 def test_every_setting_is_documented(kind):
     lines = describe(kind)
-    network = lines.index("[network]")
-    own = [line for line in lines if "=" in line and line not in lines[network : lines.index("", network)]]
+    parts = [part for part in "\n".join(lines).split("\n\n") if not part.startswith("[network]")]
+    own = [line for part in parts for line in part.splitlines() if "=" in line]
     assert len(own) > 25
     assert not [line for line in own if "see the network" in line]
     assert not [line for line in lines if "=" in line and "#" not in line]
