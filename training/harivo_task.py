@@ -14,7 +14,7 @@ from ..kernels.layers.transformers import TemporalBlock, Transformer
 from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
 from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
-from .config import HarivoRecipe, MotionStart
+from .config import HarivoRecipe
 from .image_model_task import ImageModelTask
 from .motion_losses import (
     ContrastiveProjection,
@@ -27,6 +27,7 @@ from .motion_settings import MotionParts
 from .moving_unet import MovingUNet, UNet2DConditionModel
 from .operations import TrainingOperations
 from .settings import RecipeError
+from .start_settings import MotionStart
 from .task import Losses
 
 

@@ -21,7 +21,6 @@ from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
 from .config import (
-    DenoiserStart,
     DiffusionRecipe,
     ExpertRecipe,
     ImageFirstStage,
@@ -37,6 +36,7 @@ from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .preference import OtherDirections, preference_loss
 from .settings import RecipeError, Table
+from .start_settings import DenoiserStart
 from .task import Batch, Losses, RareClips
 from .text import TextEncoder, open_text_encoder
 from .validate import text_width_key

@@ -15,7 +15,7 @@ from weft.model_loaders.image_unet import ImageUNetConfig
 from weft.training import checkpoints
 from weft.training.build import resume, start
 from weft.training.cli import main
-from weft.training.config import HarivoRecipe, MotionStart, override, read_recipe, read_table
+from weft.training.config import HarivoRecipe, override, read_recipe, read_table
 from weft.training.data.captions import caption_terms
 from weft.training.harivo_task import check_layout, start_motion
 from weft.training.image_unet import ImageUNet, component_of
@@ -24,6 +24,7 @@ from weft.training.motion_losses import attention_change
 from weft.training.moving_unet import MovingUNet, attention_changes
 from weft.training.sample import Sampler
 from weft.training.settings import RecipeError
+from weft.training.start_settings import MotionStart
 
 TINY = Path(__file__).parents[1] / "data" / "training"
 CPU = torch.device("cpu")

@@ -9,11 +9,11 @@ from weft.kernels.layers.temporal import TemporalAttention
 from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig
 from weft.kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
-from weft.training.config import DenoiserStart
 from weft.training.data.clips import stack_videos, to_pixels
 from weft.training.data.crops import crop_to_foreground
 from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig
 from weft.training.resampling import initialize_as_resampling
+from weft.training.start_settings import DenoiserStart
 from weft.training.text_to_video_task import initialize_denoiser
 
 
