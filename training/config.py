@@ -293,6 +293,18 @@ class HiGenRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PictureCaptions:
+    """What pictures are called, when they are frames of clips."""
+
+    places: float = setting(
+        0.0,
+        minimum=0,
+        maximum=1,
+        doc="share of pictures of Moving Shapes whose captions say where things are instead of where they go",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageRecipe:
     """An image model in Stable Diffusion's layout on single frames of clips."""
 
@@ -303,6 +315,7 @@ class ImageRecipe:
     autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
     network: ImageUNetConfig = setting(doc="the UNet")
     text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
+    captions: PictureCaptions = section(PictureCaptions, doc="what pictures are called")
     initialization: ImageStart = section(ImageStart, doc="how the UNet starts")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")

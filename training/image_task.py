@@ -5,14 +5,20 @@ Shapes: B clips, Z latent channels, T, H, W latents.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import ImageRecipe
+from .data.captions import PLACE_WORDS
+from .data.moving_shapes import MovingShapes
 from .first_stage import latent_layout
 from .image_unet import ImageUNet, start_image_unet
 from .settings import RecipeError, Table
 from .task import Batch, Losses
+from .text import FrozenCaptions, TextEncoder
 from .text_to_video_task import TextToVideoTask
 
 
@@ -21,9 +27,39 @@ class ImageTask(TextToVideoTask):
 
     recipe: ImageRecipe
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._with_places = self._place_tokens() if self.recipe.captions.places else None
+        """Tokens of every frame's caption that says where things are (clips, T, N)."""
+
+    def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
+        """Moments (B, Z, T, H, W) twice, tokens (B, N), and where there are such, those with places (B, T, N)."""
+        clips = super().batch(indices, epochs)
+        return clips if self._with_places is None else (*clips, self._with_places[indices])
+
     def losses(self, batch: Batch, step: int) -> Losses:
         """Weighted mean squared error of the noise."""
-        return super().losses(single_frames(batch), step)
+        mean, logvar, tokens, *places = single_frames(batch)
+        if places:
+            chosen = torch.rand(len(tokens), 1, device=tokens.device) < self.recipe.captions.places
+            tokens = torch.where(chosen, places[0].squeeze(1), tokens)
+        return super().losses((mean, logvar, tokens), step)
+
+    def _open_text(self, captions: list[str]) -> TextEncoder:
+        if not self.recipe.captions.places:
+            return super()._open_text(captions)
+        self._text = super()._open_text(captions + self._picture_captions(range(len(captions))))
+        if isinstance(self._text, FrozenCaptions) and not set(PLACE_WORDS) <= set(self._text.config.vocabulary):
+            raise RecipeError("captions.places: the given text encoder has no words for places; expected 0 with it")
+        return self._text
+
+    def _picture_captions(self, indices: Iterable[int]) -> list[str]:
+        assert isinstance(self.clips, MovingShapes)
+        return [caption for index in indices for caption in self.clips.picture_captions(index)]
+
+    def _place_tokens(self) -> Tensor:
+        tokens = self._text.tokens(self._picture_captions(self.train_latents.indices))
+        return tokens.unflatten(0, (self.clip_count, -1))
 
     def _build_network(self) -> nn.Module:
         network = ImageUNet(self.recipe.network)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
 from ..model_loaders.checkpoint import TEXT_ENCODER
 from .config import Data, MovingShapesData
-from .data.captions import caption_terms
+from .data.captions import PLACE_WORDS, caption_terms
 from .opened import open_networks
 from .operations import TrainingOperations
 from .settings import RecipeError
@@ -41,7 +41,7 @@ class TrainedCaptions:
 
     def __init__(self, settings: CaptionText, data: Data, captions: list[str]) -> None:
         if isinstance(data, MovingShapesData):
-            vocabulary = caption_terms()
+            vocabulary = caption_terms(places=any(PLACE_WORDS[0] in text for text in captions))
         else:
             vocabulary = tuple(sorted({word for text in captions for word in words_of(text)}))
         longest = max(captions, key=lambda text: len(terms_of(text, vocabulary)))

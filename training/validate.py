@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         DiffusionRecipe,
         FeaturesRecipe,
         HarivoRecipe,
+        ImageRecipe,
         Recipe,
         Show1Recipe,
     )
@@ -41,6 +42,7 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_hints(recipe)
             elif recipe.task == "image":
                 _validate_image(recipe.network)
+                _validate_places(recipe)
             elif recipe.task == "show1":
                 _validate_stage(recipe)
             elif recipe.task == "expert":
@@ -244,6 +246,11 @@ def _widths(model_channels: int, channel_mult: tuple[float, ...], attention_fact
                 f"{', '.join(map(str, levels))}"
             )
     return levels
+
+
+def _validate_places(recipe: ImageRecipe) -> None:
+    if recipe.captions.places and recipe.data.kind != "moving_shapes":
+        raise RecipeError(f"captions.places: found it with data of kind {recipe.data.kind!r}, expected moving_shapes")
 
 
 def _validate_preference(recipe: DiffusionRecipe) -> None:

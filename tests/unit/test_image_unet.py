@@ -13,10 +13,12 @@ from weft.model_loaders.image_unet import ImageUNetConfig, diffusers_to_comfy
 from weft.training.build import resume, start
 from weft.training.cli import main
 from weft.training.config import ImageRecipe, override, read_recipe, read_table
+from weft.training.data.captions import caption_terms
 from weft.training.image_model import open_image_model
 from weft.training.image_unet import ImageUNet, component_of, network_of
 from weft.training.lora import lora_between
 from weft.training.settings import InputError, RecipeError
+from weft.training.text_to_video_task import TextToVideoTask
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -25,7 +27,8 @@ HIGEN = ROOT / "demo_models" / "higen.safetensors"
 OWN_TEXT = 'text_encoder={kind = "captions", width = 96, layers = 1, heads = 2, max_tokens = 20}'
 SETTINGS = (
     f"autoencoder.path={HIGEN}",
-    f"text_encoder.path={HIGEN}",
+    f'text_encoder={{kind = "given", path = "{HIGEN}"}}',
+    "captions.places=0.0",
     "autoencoder.clips=6",
     "network.model_channels=32",
     "run.steps=2",
@@ -213,6 +216,37 @@ def test_a_given_text_encoder_stays_as_it_was(run, tmp_path):
     kept = read(tmp_path / "image.safetensors").component("text_encoder").tensors
     assert text.keys() == kept.keys()
     assert all(torch.equal(text[name].half(), kept[name].half()) for name in text)
+
+
+def test_captions_of_pictures_say_where_things_are(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(TextToVideoTask, "losses", lambda task, batch, step: shown.append(batch))
+    task = start(recipe_of(OWN_TEXT, "captions.places=0.5"), tmp_path / "run", CPU).task
+    vocabulary = task.text_encoder.config.vocabulary
+    assert vocabulary == caption_terms(places=True)
+    indices = torch.arange(6).repeat(50)
+    task.losses(task.batch(indices, torch.zeros_like(indices)), 0)
+    latents, _, tokens = shown[0]
+    said = [" ".join(vocabulary[token - 3] for token in row if token > 2) for row in tokens.tolist()]
+    found = 0
+    for index, latent, text in zip(indices.tolist(), latents, said, strict=True):
+        clip, frames = task.clips.clip(index), task.train_latents.take([index])[0][0]
+        if "moves" in text:
+            assert text == clip.spec.caption()
+        else:
+            found += 1
+            # The picture that is described is the picture that is shown.
+            frame = next(frame for frame in range(8) if torch.equal(frames[:, frame], latent[:, 0]))
+            assert text == task.clips.picture_captions(index)[frame]
+    # 300 draws: within four standard deviations of half of them.
+    assert 115 < found < 185
+
+
+def test_places_need_words_for_them(tmp_path):
+    with pytest.raises(RecipeError, match="captions.places: the given text encoder has no words for places"):
+        start(recipe_of("captions.places=0.5"), tmp_path / "run", CPU)
+    with pytest.raises(RecipeError, match="captions.places: found it with data of kind 'folder', expected moving_sh"):
+        recipe_of('data={kind = "folder", path = "clips", size = 64, frames = 8}', "captions.places=0.5")
 
 
 def test_text_that_cannot_be_read_is_refused(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 
 from weft.kernels.networks.caption_encoder import terms_of
 from weft.training.data.captions import (
+    COLUMNS,
     DIRECTIONS,
+    ROWS,
     ClipSpec,
     ShapeSpec,
     caption_terms,
@@ -82,6 +84,26 @@ def test_vocabulary_is_exactly_the_terms_in_use():
     used = {term for spec in specs for term in terms_of(spec.caption(), caption_terms())}
     assert caption_terms() == tuple(sorted(used))
     assert {term for term in used if " " in term} == set(DIRECTIONS)
+
+
+def test_pictures_are_described_by_where_things_are():
+    data = MovingShapes(MovingShapesConfig(frames=8, two_objects=0.5))
+    used, bounds = set(), {"top": (1, 0), "bottom": (1, 1), "left": (0, 0), "right": (0, 1)}
+    for index in range(200):
+        clip, captions = data.clip(index), data.picture_captions(index)
+        assert captions == data.picture_captions(index) and len(captions) == 8
+        for frame, caption in enumerate(captions):
+            used |= set(terms_of(caption, caption_terms(places=True)))
+            assert caption.endswith(f" over a {clip.spec.background} background")
+            objects = caption.split(" over ")[0].split(" and ")
+            for shape, track, text in zip(clip.spec.objects, clip.objects, objects, strict=True):
+                assert text.startswith(f"a {shape.colour} {shape.shape}")
+                for word in text.split(" at the ")[-1].split() if " at the " in text else ():
+                    axis, upper = bounds.get(word, (int(word == "middle"), None))
+                    offset = track.centres[frame, axis] / 64 - 0.5
+                    assert (abs(offset) <= 0.08) if upper is None else (offset > 0.08 if upper else offset < -0.08)
+    assert {"at the", *ROWS, *COLUMNS} <= used
+    assert not used & {"moves", *DIRECTIONS}
 
 
 def test_held_out_captions_never_appear_in_training():

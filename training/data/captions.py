@@ -2,6 +2,9 @@
 
 Grammar: OBJECT ["and" OBJECT] "over a" BACKGROUND "background", where OBJECT is
 "a" COLOUR SHAPE "moves" [SPEED] DIRECTION.
+
+Single frames can be described as pictures are, which say where things are and not where they go: there OBJECT is
+"a" COLOUR SHAPE ["at the" [ROW] [COLUMN]].
 """
 
 import hashlib
@@ -21,6 +24,8 @@ DIRECTIONS = ("left to right", "right to left", "top to bottom", "bottom to top"
 SPEEDS = ("slowly", "", "quickly")
 """An empty word is the middle speed."""
 BACKGROUNDS = ("dark", "grey", "light")
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+PLACE_WORDS = ("at the", *ROWS, *COLUMNS)
 GRAMMAR_WORDS = ("a", "moves", "over", "background", "and")
 HELD_OUT_ONE_IN = 3
 """So many that 256 distinct captions in the training set's mix of one and two objects can be held out."""
@@ -69,9 +74,19 @@ def single_object_specs() -> Iterator[ClipSpec]:
         yield ClipSpec((ShapeSpec(colour, shape, direction, speed),), background)
 
 
-def caption_terms() -> tuple[str, ...]:
-    """Return every word that a caption can contain, sorted; a direction is one term."""
-    return tuple(sorted(filter(None, (*COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS, *BACKGROUNDS, *GRAMMAR_WORDS))))
+def caption_terms(places: bool = False) -> tuple[str, ...]:
+    """Return every word that a caption can contain, sorted; a direction is one term. With those for places, or not."""
+    words = (*COLOURS, *SHAPES, *DIRECTIONS, *SPEEDS, *BACKGROUNDS, *GRAMMAR_WORDS, *(PLACE_WORDS if places else ()))
+    return tuple(sorted(filter(None, words)))
+
+
+def picture_caption(spec: ClipSpec, places: Sequence[tuple[str, str]]) -> str:
+    """Return what a picture of these objects shows, with a row and a column for each of them; "" leaves one open."""
+    objects = []
+    for shape, (row, column) in zip(spec.objects, places, strict=True):
+        place = ("at the", row, column) if row or column else ()
+        objects.append(" ".join(filter(None, ("a", shape.colour, shape.shape, *place))))
+    return f"{' and '.join(objects)} over a {spec.background} background"
 
 
 def parse_caption(text: str) -> ClipSpec:

@@ -16,12 +16,15 @@ from ..settings import InputError, setting
 from .captions import (
     BACKGROUNDS,
     COLOURS,
+    COLUMNS,
     DIRECTIONS,
+    ROWS,
     SHAPES,
     SPEEDS,
     ClipSpec,
     ShapeSpec,
     Split,
+    picture_caption,
     single_object_specs,
     split_of,
 )
@@ -38,6 +41,10 @@ RADIUS = (0.11, 0.15)
 """Size of an object, as a fraction of the frame."""
 REACH = 1.25
 """Half the extent of the widest shape, in radii: what an object keeps away from the border."""
+MIDDLE = 0.08
+"""Half the extent of the middle row and column of a picture, as a fraction of it."""
+NAMED_PLACES = 0.75
+"""How often the row of an object is told in the caption of a picture, and how often its column."""
 CROSSING = 0.06
 """How far from the middle of the frame, as a fraction of it, the middle of a path lies along its direction."""
 PATH_CANDIDATES = 64
@@ -184,6 +191,19 @@ def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, con
     return paths[:, np.maximum(touching, config.frames // 8).argmin()]
 
 
+def picture_captions(clip: Clip, rng: np.random.Generator) -> list[str]:
+    """Return a caption for every frame of a clip by itself (T), which says of some objects where they are."""
+    centres = np.stack([track.centres for track in clip.objects], axis=1)[..., ::-1] / clip.size - 0.5
+    numbers = 1 + (centres > MIDDLE).astype(int) - (centres < -MIDDLE)
+    told = rng.random(numbers.shape) < NAMED_PLACES
+
+    def place(number: np.ndarray, named: np.ndarray) -> tuple[str, str]:
+        row, column = number
+        return ROWS[row] if named[0] else "", COLUMNS[column] if named[1] else ""
+
+    return [picture_caption(clip.spec, list(map(place, *frame))) for frame in zip(numbers, told, strict=True)]
+
+
 def render(clip: Clip) -> np.ndarray:
     """Return the anti-aliased frames, uint8 (T, H, W, 3)."""
     grid = np.arange(clip.size, dtype=np.float32) + 0.5
@@ -274,6 +294,10 @@ class MovingShapes:
         clip = self.clip(index)
         return render(clip), clip.spec.caption()
 
+    def picture_captions(self, index: int) -> list[str]:
+        """Return a caption for every frame of a clip by itself; see the function of this name."""
+        return picture_captions(self.clip(index), self._rng(index, 1))
+
     def load(self, index: int, epoch: int = 0) -> tuple[np.ndarray, str]:
         """Return a clip, the same in every epoch."""
         return self[index]
@@ -286,8 +310,8 @@ class MovingShapes:
         """Return nothing: the clips depend on the settings alone."""
         return []
 
-    def _rng(self, index: int) -> np.random.Generator:
-        return np.random.default_rng((self.config.seed, self.split == "held_out", index))
+    def _rng(self, index: int, *stream: int) -> np.random.Generator:
+        return np.random.default_rng((self.config.seed, self.split == "held_out", index, *stream))
 
 
 def held_out_captions(count: int, seed: int, config: MovingShapesConfig | None = None) -> list[str]:

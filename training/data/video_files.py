@@ -19,7 +19,9 @@ def write_video(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> No
     if height % 2 or width % 2:
         raise ValueError(f"frames are {height} x {width}; h264 with yuv420p needs even numbers")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": str(crf)})
+        # What x264's macroblock tree decides depends on memory that it did not write: packets differ from run to run.
+        options = {"crf": str(crf), "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.thread_count = 1
         for frame in frames:
