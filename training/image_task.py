@@ -5,9 +5,6 @@ Shapes: B clips, Z latent channels, T, H, W latents.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +24,8 @@ class ImageTask(TextToVideoTask):
 
     recipe: ImageRecipe
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._with_places = self._place_tokens() if self.recipe.captions.places else None
-        """Tokens of every frame's caption that says where things are (clips, T, N)."""
+    _with_places: Tensor | None = None
+    """Tokens of the captions that say where things are in every frame (clips, T, N), where there are such."""
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice, tokens (B, N), and where there are such, those with places (B, T, N)."""
@@ -48,18 +43,13 @@ class ImageTask(TextToVideoTask):
     def _open_text(self, captions: list[str]) -> TextEncoder:
         if not self.recipe.captions.places:
             return super()._open_text(captions)
-        self._text = super()._open_text(captions + self._picture_captions(range(len(captions))))
-        if isinstance(self._text, FrozenCaptions) and not set(PLACE_WORDS) <= set(self._text.config.vocabulary):
-            raise RecipeError("captions.places: the given text encoder has no words for places; expected 0 with it")
-        return self._text
-
-    def _picture_captions(self, indices: Iterable[int]) -> list[str]:
         assert isinstance(self.clips, MovingShapes)
-        return [caption for index in indices for caption in self.clips.picture_captions(index)]
-
-    def _place_tokens(self) -> Tensor:
-        tokens = self._text.tokens(self._picture_captions(self.train_latents.indices))
-        return tokens.unflatten(0, (self.clip_count, -1))
+        pictures = [caption for index in range(len(captions)) for caption in self.clips.picture_captions(index)]
+        text = super()._open_text(captions + pictures)
+        if isinstance(text, FrozenCaptions) and not set(PLACE_WORDS) <= set(text.config.vocabulary):
+            raise RecipeError("captions.places: the given text encoder has no words for places; expected 0 with it")
+        self._with_places = text.tokens(pictures).unflatten(0, (len(captions), -1))
+        return text
 
     def _build_network(self) -> nn.Module:
         network = ImageUNet(self.recipe.network)
