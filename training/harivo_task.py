@@ -16,6 +16,8 @@ from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
 from .config import HarivoRecipe
 from .image_model_task import ImageModelTask
+from .image_task import captions_with_places, tokens_with_places
+from .latents import Latents
 from .motion_losses import (
     ContrastiveProjection,
     FeatureQueue,
@@ -29,6 +31,7 @@ from .operations import TrainingOperations
 from .settings import RecipeError
 from .start_settings import MotionStart
 from .task import Losses
+from .text import TextEncoder
 
 
 class HarivoTask(ImageModelTask):
@@ -37,6 +40,9 @@ class HarivoTask(ImageModelTask):
     recipe: HarivoRecipe
     unet: MotionNetwork
     role = MOTION
+
+    _with_places: Tensor | None = None
+    """Tokens of captions that say where things are in every frame (clips, T, N), where a loss asks for them."""
 
     def __init__(self, recipe: HarivoRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed)
@@ -53,7 +59,10 @@ class HarivoTask(ImageModelTask):
         return {"denoiser": [weight for network in trained for weight in network.parameters()]}
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
-        """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4)."""
+        """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4).
+
+        To which those with `places` add how far the prediction is from the image model's with captions of the frames.
+        """
         weights, preference = self.recipe.losses, self._preference(latents, tokens)
         times, tokens, noise = self._draw(latents, tokens)
         noisy, context = add_noise(self.schedule, latents, times, noise), self.text_encoder(tokens)
@@ -65,6 +74,11 @@ class HarivoTask(ImageModelTask):
         if changes:
             metrics["attention"] = temporal_regularized_self_attention(changes)
             total = total + weights.attention * metrics["attention"]
+        if weights.places:
+            named = (tokens != self.empty_tokens).any(dim=1)
+            taught = self._frame_by_frame(noisy, times, cues["frame_tokens"])
+            metrics["places"] = self._weighted(named * _distances(predicted, taught), times, latents)
+            total = total + weights.places * metrics["places"]
         if weights.image:
             alone = self.moving(self.unet, noisy, times, context, still=True)
             metrics["image"] = image_regularization(predicted.float(), alone.float(), times, self.schedule.steps)
@@ -76,6 +90,15 @@ class HarivoTask(ImageModelTask):
                 total = total + weights.contrast * contrast
         losses = Losses({"denoiser": total}, metrics)
         return losses if preference is None else self._with_preference(losses, preference)
+
+    def _frame_by_frame(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
+        """What the image model predicts, without gradients, for frames with captions of their own (B, F, N)."""
+        frames = noisy.shape[2]
+        rows = noisy.transpose(1, 2).flatten(0, 1)
+        with torch.no_grad():
+            context = self.text_encoder(tokens.flatten(0, 1))
+            out: Tensor = self.image_unet(rows, times.repeat_interleave(frames), context, return_dict=False)[0]
+        return out.unflatten(0, (-1, frames)).transpose(1, 2)
 
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""
@@ -93,6 +116,20 @@ class HarivoTask(ImageModelTask):
         assert isinstance(network, MotionNetwork)
         return self.moving(network, noisy, times, context)
 
+    def _open_text(self, captions: list[str]) -> TextEncoder:
+        text = super()._open_text(captions)
+        if self.recipe.losses.places:
+            pictures = captions_with_places(self.clips, len(captions))
+            self._with_places = tokens_with_places(pictures, len(captions), text, "losses.places")
+        return text
+
+    def _extras(self, latents: Latents, numbers: list[int]) -> tuple[Tensor, ...]:
+        trained = self._with_places is not None and latents is self.train_latents
+        return (self._with_places[numbers],) if trained else ()  # type: ignore[index]
+
+    def _cues(self, latents: Tensor, step: int | None, *extras: Tensor) -> dict[str, Tensor]:
+        return {"frame_tokens": extras[0]} if extras else {}
+
     def _build_network(self) -> nn.Module:
         config = motion_config(self.recipe.network, self.image_unet, self.tokens.shape[1])
         network = MotionNetwork(config, operations=TrainingOperations)
@@ -101,6 +138,11 @@ class HarivoTask(ImageModelTask):
 
     def _check_image_model(self) -> None:
         check_layout(self.image_unet, self.recipe.image_model.path)
+
+
+def _distances(predicted: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared difference of each clip (B,)."""
+    return (predicted.float() - wanted.float()).square().mean(dim=(1, 2, 3, 4))
 
 
 def check_layout(unet: UNet2DConditionModel, path: str) -> None:

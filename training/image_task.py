@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .config import ImageRecipe
 from .data.captions import PLACE_WORDS
+from .data.clips import Clips
 from .data.moving_shapes import MovingShapes
 from .first_stage import latent_layout
 from .image_unet import ImageUNet, start_image_unet
@@ -43,12 +44,9 @@ class ImageTask(TextToVideoTask):
     def _open_text(self, captions: list[str]) -> TextEncoder:
         if not self.recipe.captions.places:
             return super()._open_text(captions)
-        assert isinstance(self.clips, MovingShapes)
-        pictures = [caption for index in range(len(captions)) for caption in self.clips.picture_captions(index)]
+        pictures = captions_with_places(self.clips, len(captions))
         text = super()._open_text(captions + pictures)
-        if isinstance(text, FrozenCaptions) and not set(PLACE_WORDS) <= set(text.config.vocabulary):
-            raise RecipeError("captions.places: the given text encoder has no words for places; expected 0 with it")
-        self._with_places = text.tokens(pictures).unflatten(0, (len(captions), -1))
+        self._with_places = tokens_with_places(pictures, len(captions), text, "captions.places")
         return text
 
     def _build_network(self) -> nn.Module:
@@ -64,6 +62,20 @@ class ImageTask(TextToVideoTask):
         _, (frames, *_) = latent_layout(self.autoencoder)
         if frames != 1:
             raise RecipeError(f"autoencoder: has one latent for {frames} frames, pictures need one for each")
+
+
+def captions_with_places(clips: Clips, count: int) -> list[str]:
+    """What the frames of the first `count` clips show and where, frame after frame."""
+    assert isinstance(clips, MovingShapes)
+    return [caption for index in range(count) for caption in clips.picture_captions(index)]
+
+
+def tokens_with_places(captions: list[str], clips: int, text: TextEncoder, key: str) -> Tensor:
+    """Captions of frames as tokens (clips, T, N); RecipeError, which names the key, from a text encoder without words
+    for places."""
+    if isinstance(text, FrozenCaptions) and not set(PLACE_WORDS) <= set(text.config.vocabulary):
+        raise RecipeError(f"{key}: the given text encoder has no words for places; expected 0 with it")
+    return text.tokens(captions).unflatten(0, (clips, -1))
 
 
 def single_frames(batch: Batch) -> Batch:

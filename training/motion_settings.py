@@ -37,4 +37,10 @@ class MotionLosses:
     )
     image: float = setting(0.1, minimum=0, doc="L_reg: close to what the image model predicts for each frame alone")
     contrast: float = setting(0.1, minimum=0, doc="L_DC: frames of a clip are alike, those of other clips are not")
+    places: float = setting(
+        0.0,
+        minimum=0,
+        doc="close to what the image model predicts for each frame when its caption says where things are; Moving "
+        "Shapes only, and an image model that knows words for places",
+    )
     queue: int = setting(1024, minimum=1, doc="features of earlier clips that L_DC compares with")

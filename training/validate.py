@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from .config import (
         AutoencoderRecipe,
         ControlRecipe,
+        Data,
         DenoiserRecipe,
         DiffusionRecipe,
         FeaturesRecipe,
         HarivoRecipe,
-        ImageRecipe,
         Recipe,
         Show1Recipe,
     )
@@ -42,7 +42,7 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_hints(recipe)
             elif recipe.task == "image":
                 _validate_image(recipe.network)
-                _validate_places(recipe)
+                _validate_places(recipe.data, "captions.places", recipe.captions.places)
             elif recipe.task == "show1":
                 _validate_stage(recipe)
             elif recipe.task == "expert":
@@ -186,6 +186,7 @@ def _validate_pixel_network(network: PixelUNetConfig) -> None:
 
 
 def _validate_motion(recipe: HarivoRecipe) -> None:
+    _validate_places(recipe.data, "losses.places", recipe.losses.places)
     frames, schedule = recipe.data.frames, recipe.schedule
     if frames < 2:
         raise RecipeError(f"data.frames: found {frames}, expected at least 2")
@@ -248,9 +249,9 @@ def _widths(model_channels: int, channel_mult: tuple[float, ...], attention_fact
     return levels
 
 
-def _validate_places(recipe: ImageRecipe) -> None:
-    if recipe.captions.places and recipe.data.kind != "moving_shapes":
-        raise RecipeError(f"captions.places: found it with data of kind {recipe.data.kind!r}, expected moving_shapes")
+def _validate_places(data: Data, key: str, share: float) -> None:
+    if share and data.kind != "moving_shapes":
+        raise RecipeError(f"{key}: found {share} with data of kind {data.kind!r}, expected moving_shapes or 0")
 
 
 def _validate_preference(recipe: DiffusionRecipe) -> None:

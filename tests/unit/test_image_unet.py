@@ -245,7 +245,7 @@ def test_captions_of_pictures_say_where_things_are(tmp_path, monkeypatch):
 def test_places_need_words_for_them(tmp_path):
     with pytest.raises(RecipeError, match="captions.places: the given text encoder has no words for places"):
         start(recipe_of("captions.places=0.5"), tmp_path / "run", CPU)
-    with pytest.raises(RecipeError, match="captions.places: found it with data of kind 'folder', expected moving_sh"):
+    with pytest.raises(RecipeError, match="captions.places: found 0.5 with data of kind 'folder', expected moving"):
         recipe_of('data={kind = "folder", path = "clips", size = 64, frames = 8}', "captions.places=0.5")
 
 

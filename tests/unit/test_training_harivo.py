@@ -25,6 +25,7 @@ from weft.training.moving_unet import MovingUNet, attention_changes
 from weft.training.sample import Sampler
 from weft.training.settings import RecipeError
 from weft.training.start_settings import MotionStart
+from weft.training.text import caption_tokens
 
 TINY = Path(__file__).parents[1] / "data" / "training"
 CPU = torch.device("cpu")
@@ -51,14 +52,14 @@ def models(tmp_path_factory) -> dict[str, Path]:
     return {"autoencoder": folder / "autoencoder", "image_model": image_model(folder / "image.safetensors")}
 
 
-def image_model(path: Path, with_text: bool = True, **changes) -> Path:
+def image_model(path: Path, with_text: bool = True, places: bool = False, **changes) -> Path:
     """A model file of an image UNet with random weights and of its caption encoder."""
     sizes = {"in_channels": 4, "model_channels": 32, "channel_mult": (1, 1, 2, 2), "num_res_blocks": 1}
     torch.manual_seed(0)
     unet = ImageUNet(ImageUNetConfig(**{**sizes, "context_width": 16, "heads": 2, **changes}))
     parts = {"diffusion_model": component_of(unet)}
     if with_text:
-        parts["text_encoder"] = CaptionEncoder(CaptionEncoderConfig(caption_terms(), 16, 1, 2, 20))
+        parts["text_encoder"] = CaptionEncoder(CaptionEncoderConfig(caption_terms(places), 16, 1, 2, 20))
     latent = LatentSpec(scale=0.7, shift=0.1)
     save_bundle(path, parts, system="image", latent=latent, schedule=NoiseSchedule(), metadata={})
     return path
@@ -135,6 +136,38 @@ def test_weights_multiply_the_losses(models, tmp_path):
     found = losses.metrics
     expected = found["loss"] + 2 * found["attention"] + 0.5 * found["image"] + 0.1 * found["contrast"]
     torch.testing.assert_close(losses.objectives["denoiser"], expected, rtol=1e-5, atol=0)
+
+
+def test_the_image_model_teaches_where_things_are(models, tmp_path):
+    """Each frame by itself, with a caption of its own; clips whose caption is left out learn nothing by it."""
+    taught = {**models, "image_model": image_model(tmp_path / "image.safetensors", places=True)}
+    changes = (*NO_LOSSES, "losses.places=3", "network.mapping=false", "network.frame_tokens=0", "data.frames=4")
+    for dropout in (0, 1):
+        task = start(
+            recipe_of(taught, *changes, f"diffusion.caption_dropout={dropout}"), tmp_path / f"{dropout}", CPU
+        ).task
+        losses = task.losses(batch_of(task), 0)
+        found = losses.metrics["places"]
+        torch.testing.assert_close(losses.objectives["denoiser"], found * 3 + losses.metrics["loss"], rtol=1e-5, atol=0)
+        assert (found > 0) == (dropout == 0)
+    # Motion without effect and captions that are those of the frames: there is no difference left.
+    mean, logvar, _, places = task.batch(torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    captions = task.clips.picture_captions(2)
+    assert torch.equal(places[2], caption_tokens(task.text_encoder.config, captions))
+    noisy, times = torch.randn(mean.shape), torch.full((4,), 500)
+    alone = task._frame_by_frame(noisy, times, places)
+    with torch.no_grad():
+        one = task.image_unet(noisy[2, :, 1:2].transpose(0, 1), times[:1], task.text_encoder(places[2, 1:2])).sample
+    torch.testing.assert_close(alone[2, :, 1], one[0], rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert task.validate(task.networks)["loss"] > 0
+
+
+def test_where_things_are_needs_words_and_data_that_say_it(models, tmp_path):
+    with pytest.raises(RecipeError, match="losses.places: the given text encoder has no words for places"):
+        start(recipe_of(models, "losses.places=1"), tmp_path / "run", CPU)
+    with pytest.raises(RecipeError, match="losses.places: found 1.0 with data of kind 'folder', expected moving_shap"):
+        recipe_of(models, 'data={kind = "folder", path = "clips", size = 32, frames = 4}', "losses.places=1.0")
 
 
 @pytest.mark.parametrize("changes", [("network.mapping=false",), ("network.frame_tokens=0",), ("network.middle=true",)])
