@@ -128,5 +128,6 @@ class ControlNetOnFrames(io.ComfyNode):
         return io.NodeOutput(control_on_frames(control_net, frames, video_frames))
 
 
-# Not offered yet: a node becomes part of the pack (`NODES`) with the embedded model and the workflows that run it.
-HELD_BACK = [LoadMotion, HarivoApply, ControlNetOnFrames]
+NODES = [LoadMotion, HarivoApply]
+# Not offered yet: a node becomes part of the pack (`NODES`) with a workflow that runs it.
+HELD_BACK = [ControlNetOnFrames]

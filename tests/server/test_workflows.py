@@ -15,6 +15,7 @@ from weft.training.data.video_files import read_video
 
 API = sorted((Path(__file__).resolve().parents[2] / "workflows" / "api").glob("*.json"))
 ANY_MODEL = "Mitigating gradient on any video model"
+IMAGE_MODEL = "HARIVO on Stable Diffusion 1.5"
 
 
 @pytest.mark.parametrize("path", [path for path in API if not needed(path)], ids=lambda path: path.stem)
@@ -30,11 +31,12 @@ def test_the_video_shows_what_the_captions_say(client, path):
 
 def test_only_these_need_downloads():
     """Each of them has a test of its own below."""
-    assert [path.stem for path in API if needed(path)] == [ANY_MODEL]
+    assert [path.stem for path in API if needed(path)] == [IMAGE_MODEL, ANY_MODEL]
 
 
-def with_stand_ins(path, info) -> dict:
+def with_stand_ins(name, info) -> dict:
     """The graph, which finds small files of the names that it needs; loaders that cannot read one are replaced."""
+    path = next(path for path in API if path.stem == name)
     graph = json.loads(path.read_text(encoding="utf-8"))
     for key in needed(path):
         stand_in = f"StandIn{graph[key]['class_type']}"
@@ -45,7 +47,7 @@ def with_stand_ins(path, info) -> dict:
 
 def test_mitigating_gradient_on_a_small_wan(server, client):
     """Wan's MODEL and VAE by ComfyUI's loaders; the text encoder is replaced. Smaller pictures and fewer steps."""
-    graph = with_stand_ins(next(path for path in API if path.stem == ANY_MODEL), json.loads(server.get("/object_info")))
+    graph = with_stand_ins(ANY_MODEL, json.loads(server.get("/object_info")))
     kinds = [node["class_type"] for node in graph.values()]
     assert {"UNETLoader", "VAELoader", "StandInCLIPLoader"} <= set(kinds) and "CLIPLoader" not in kinds
     graph["8"]["inputs"] |= {"width": 64, "height": 64}
@@ -58,6 +60,22 @@ def test_mitigating_gradient_on_a_small_wan(server, client):
         assert frames.std() > 1
         videos.append(frames.astype(int))
     # Levels of 0 to 255; the same video compressed twice differs by none.
+    assert abs(videos[0] - videos[1]).mean() > 1
+
+
+def test_motion_modules_on_a_small_image_model(server, client):
+    """AnimateDiff's file by our loader, the image model replaced; without the modules the video is another one."""
+    graph = with_stand_ins(IMAGE_MODEL, json.loads(server.get("/object_info")))
+    assert {node["class_type"] for node in graph.values()} >= {"StandInCheckpointLoaderSimple", "WeftLoadMotion"}
+    graph["8"]["inputs"] |= {"width": 64, "height": 64}
+    graph["9"]["inputs"]["steps"] = 6
+    videos = []
+    for model in (["3", 0], ["1", 0]):
+        graph["4"]["inputs"]["model"] = model
+        frames, rate = read_video(client.video(client.run(graph)))
+        assert frames.shape == (graph["8"]["inputs"]["batch_size"], 64, 64, 3) and rate == 8
+        assert frames.std() > 1
+        videos.append(frames.astype(int))
     assert abs(videos[0] - videos[1]).mean() > 1
 
 
