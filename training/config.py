@@ -222,7 +222,8 @@ class Diffusion:
     caption_preference: float = setting(
         0.0,
         minimum=0,
-        doc="weight of preferring a caption to the same one with another direction, or with those of two exchanged",
+        doc="weight of preferring a caption to the same one with another direction (a picture's: shape or place), or "
+        "with those of two exchanged",
     )
     preference_start: int = setting(
         880, minimum=0, doc="time from which captions are preferred: there little is left of the clip itself"

@@ -51,6 +51,10 @@ class HiGenTask(TextToVideoTask):
         pictures = latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]
         return self._objective(pictures, tokens.repeat_interleave(count, dim=0))
 
+    def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
+        pictures = latents.shape[2] == 1  # which show no direction
+        return None if pictures else super()._preference(latents, tokens, **cues)
+
     def _build_network(self) -> nn.Module:
         network = HiGenUNet(self.recipe.network, operations=TrainingOperations)
         initialize_denoiser(network, self.recipe.initialization)

@@ -14,6 +14,7 @@ from .data.clips import Clips
 from .data.moving_shapes import MovingShapes
 from .first_stage import latent_layout
 from .image_unet import ImageUNet, start_image_unet
+from .preference import OtherCaptions, OtherPictures
 from .settings import RecipeError, Table
 from .task import Batch, Losses
 from .text import FrozenCaptions, TextEncoder
@@ -48,6 +49,9 @@ class ImageTask(TextToVideoTask):
         text = super()._open_text(captions + pictures)
         self._with_places = tokens_with_places(pictures, len(captions), text, "captions.places")
         return text
+
+    def _open_others(self, text: TextEncoder) -> OtherCaptions:
+        return OtherPictures(text)
 
     def _build_network(self) -> nn.Module:
         network = ImageUNet(self.recipe.network)

@@ -34,7 +34,7 @@ from .first_stage import latent_layout, load_autoencoder
 from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
-from .preference import OtherDirections, preference_loss
+from .preference import OtherCaptions, OtherDirections, preference_loss
 from .settings import RecipeError, Table
 from .start_settings import DenoiserStart
 from .task import Batch, Losses, RareClips
@@ -83,8 +83,7 @@ class TextToVideoTask:
 
         self.text_encoder = text.network.to(device)
         self.tokens = text.tokens(self.train_latents.captions)
-        preferred = diffusion.caption_preference > 0
-        self._others = OtherDirections(self.train_latents.captions, text) if preferred else None
+        self._others = self._open_others(text) if diffusion.caption_preference else None
         self.unet = self._build_network().to(device)
         self.held_out_tokens = text.tokens(self.held_out_latents.captions)
         self.empty_tokens = text.tokens([""])[0].to(device)
@@ -107,6 +106,10 @@ class TextToVideoTask:
     def _open_text(self, captions: list[str]) -> TextEncoder:
         assert not isinstance(self.recipe, ImageModelRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
+
+    def _open_others(self, text: TextEncoder) -> OtherCaptions:
+        """What captions are preferred to."""
+        return OtherDirections(self.train_latents.captions, text)
 
     def _build_network(self) -> nn.Module:
         network: nn.Module
@@ -146,13 +149,13 @@ class TextToVideoTask:
         return losses if preference is None else self._with_preference(losses, preference)
 
     def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
-        """Loss of some videos with their captions and with those that say other directions, on the same noise.
+        """Loss of some clips with their captions and with others, on the same noise.
 
         At times when little is left of the clip. Where it still shows, wrong captions would get worse instead of own
         ones better.
         """
         settings = self.recipe.diffusion
-        if self._others is None or latents.shape[2] == 1:
+        if self._others is None:
             return None
         rows, others = self._others.draw(tokens, settings.preference_clips)
         if not len(rows):

@@ -255,12 +255,16 @@ def _validate_places(data: Data, key: str, share: float) -> None:
 
 
 def _validate_preference(recipe: DiffusionRecipe) -> None:
-    """Captions are taken apart and put together again, and pictures show no direction."""
+    """Captions are taken apart and put together again; those of pictures say what a picture shows."""
     if not recipe.diffusion.caption_preference:
         return
     key, data, last = "diffusion.caption_preference", recipe.data, recipe.diffusion.last_time
-    if recipe.task in ("image", "control"):
+    if recipe.task == "control":
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
+    if recipe.task == "image" and not recipe.captions.places:
+        raise RecipeError(
+            f"{key}: found it with captions.places = 0, expected more: captions of pictures are preferred"
+        )
     if data.kind != "moving_shapes":
         raise RecipeError(f"{key}: found it with data of kind {data.kind!r}, expected moving_shapes; or 0 here")
     start, steps = recipe.diffusion.preference_start, recipe.schedule.noise_schedule().steps

@@ -242,6 +242,19 @@ def test_captions_of_pictures_say_where_things_are(tmp_path, monkeypatch):
     assert 115 < found < 185
 
 
+def test_pictures_are_tried_with_another_caption_on_the_same_noise(tmp_path):
+    settings = ("caption_preference=2", "preference_clips=3", "preference_start=900", "caption_dropout=1")
+    changes = (OWN_TEXT, "captions.places=1", *(f"diffusion.{setting}" for setting in settings))
+    task, calls = start(recipe_of(*changes), tmp_path / "run", CPU).task, []
+    task.unet.register_forward_pre_hook(lambda module, inputs: calls.append(inputs))
+    losses = task.losses(task.batch(torch.arange(6), torch.zeros(6, dtype=torch.int64)), 0)
+    (own, own_times, texts), (other, other_times, others), _ = calls
+    assert torch.equal(own, other) and torch.equal(own_times, other_times) and (own_times >= 900).all()
+    assert own.shape[:3] == (3, task.recipe.network.in_channels, 1) and not torch.equal(texts, others)
+    plain = losses.objectives["denoiser"] - 2 * losses.metrics["preference"]
+    torch.testing.assert_close(plain, losses.metrics["loss"], rtol=0.5, atol=0)  # beside the weights of its clips
+
+
 def test_places_need_words_for_them(tmp_path):
     with pytest.raises(RecipeError, match="captions.places: the given text encoder has no words for places"):
         start(recipe_of("captions.places=0.5"), tmp_path / "run", CPU)

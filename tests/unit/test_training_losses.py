@@ -19,7 +19,7 @@ from weft.training.losses import (
     kl_divergence,
     to_frames,
 )
-from weft.training.preference import OtherDirections, preference_loss
+from weft.training.preference import OtherDirections, OtherPictures, preference_loss
 from weft.training.text import FrozenCaptions
 from weft.training.text_to_video_task import TextToVideoTask, contrast_weights, p2_weights
 
@@ -151,6 +151,38 @@ def test_preference_is_level_in_the_size_of_the_errors_and_falls_as_the_other_ca
     assert own.grad.tolist() == pytest.approx([0.377541 / 0.2 / 2, 0.377541 / 2.0 / 2], rel=1e-5)
     assert preference_loss(own, own).item() == pytest.approx(math.log(2), rel=1e-6)
     assert preference_loss(torch.zeros(1), torch.ones(1)).isfinite()
+
+
+def test_other_pictures_have_another_shape_or_place():
+    text = FrozenCaptions(
+        CaptionEncoder(CaptionEncoderConfig(caption_terms(places=True), width=8, heads=2, max_tokens=20)), saved=False
+    )
+    others = OtherPictures(text)
+    one = "a red circle at the top over a dark background"
+    two = "a red circle at the left and a blue square at the right over a dark background"
+    none = "a red circle and a blue circle over a dark background"
+    clip = "a red circle moves left to right over a dark background"
+    wanted = {
+        one: {one.replace("circle", other) for other in ("square", "triangle")}
+        | {one.replace("top", other) for other in ("middle", "bottom")},
+        two: {
+            "a red square at the left and a blue circle at the right over a dark background",
+            "a red circle at the right and a blue square at the left over a dark background",
+        },
+    }
+    captions = [clip, two, none, one]
+    torch.manual_seed(0)
+    drawn = {one: set(), two: set()}
+    for _ in range(40):
+        rows, tokens = others.draw(text.tokens(captions), 2)
+        assert rows.tolist() == [1, 3]
+        for own, row in zip((two, one), tokens.tolist(), strict=True):
+            drawn[own].add(tuple(row))
+    for own, found in drawn.items():
+        assert found == {tuple(row) for row in text.tokens(sorted(wanted[own])).tolist()}
+    assert others.draw(text.tokens(captions), 1)[0].tolist() == [1]
+    rows, tokens = others.draw(text.tokens([clip, none]), 2)
+    assert rows.shape == (0,) and tokens.shape == (0, 20)
 
 
 def test_other_directions_are_those_of_training_clips():

@@ -99,8 +99,8 @@ def test_directions_are_preferred_where_clips_have_them():
     with pytest.raises(RecipeError, match=f"^r.toml: {key}: found it with data of kind 'folder', expected moving_shap"):
         read_recipe(table, "r.toml")
     table = read_table(RECIPES / "demo_image.toml")
-    override(table, [f"{key}=1"])
-    with pytest.raises(RecipeError, match=f"^r.toml: {key}: found it with single frames, which show no direction"):
+    override(table, [f"{key}=1", "captions.places=0"])
+    with pytest.raises(RecipeError, match=f"^r.toml: {key}: found it with captions.places = 0, expected more"):
         read_recipe(table, "r.toml")
 
 
