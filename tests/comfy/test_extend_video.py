@@ -69,7 +69,7 @@ def test_the_start_stays_and_windows_follow(extend, toy):
     video = extend(model)
     assert video.shape == (1, 4, 8, 8, 8) and video.isfinite().all()
     assert torch.equal(video[:, :, :2], clip(2))
-    assert calls == [(1, 4, 4, 8, 8)] * 2 * 3
+    assert calls == [(1, 4, 4, 8, 8)] * 2 * 2
     assert torch.equal(video, extend()), "the same seed gives the same video"
     assert (video - extend(seed=8))[:, :, 2:].abs().mean() > 0.1
 
@@ -225,22 +225,20 @@ def test_the_graph_before_the_node_counts(comfy):
 
 
 def test_progress_is_one_bar_and_previews_show_what_is_new(comfy, extend, monkeypatch):
-    """Three windows of two steps, the last of which are on disk already or not; previews have the made latents."""
-    import comfy.utils
+    """Three windows of two steps; previews show the latents that are made: three of 8 x 8 in two rows, or one."""
     from latent_preview import LatentPreviewMethod, set_preview_method
 
     reported = []
     monkeypatch.setattr(comfy_utils(), "PROGRESS_BAR_HOOK", lambda *values, **more: reported.append(values))
     set_preview_method(LatentPreviewMethod.Latent2RGB.value)
     try:
-        extend(frames=44)
+        extend(frames=36)
     finally:
         set_preview_method()
     values = [entry[0] for entry in reported]
     assert values == sorted(values) and values[-1] == 6 and {entry[1] for entry in reported} == {6}
     sizes = [entry[2][1].size for entry in reported if entry[2] is not None]
-    # 3 new latents of 8 x 8 stand in two rows of two, 2 side by side; the first window makes 2, the others 3.
-    assert len(sizes) == 6 and sizes[0] != sizes[2] == sizes[4]
+    assert sizes == [(16, 16)] * 4 + [(8, 8)] * 2
 
 
 def comfy_utils():
