@@ -181,4 +181,5 @@ class SaveLongVideo(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)]))
 
 
-NODES = [ExtendVideo, SaveLongVideo]
+# Not offered yet: a node becomes part of the pack (`NODES`) with the workflow that runs it.
+HELD_BACK = [ExtendVideo, SaveLongVideo]

@@ -60,16 +60,3 @@ def test_a_video_around_a_picture_has_the_length_of_its_content():
     for frames, length in ((12, 12), (0, 16)):
         content["frames"] = frames
         assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, length))]
-
-
-def test_an_extended_video_has_the_captions_of_its_lines():
-    graph = load("Extend any video")
-    extending = next(node["inputs"] for node in graph.values() if node["class_type"] == "WeftExtendVideo")
-    lines = [line.split(": ") for line in extending["prompts"].splitlines()]
-    there, back = texts(graph)["Prompt"], lines[0][1]
-    assert [text for _, text in lines] == [back, there, back]
-    places = [slice(0, 16), slice(16, 28), slice(28, 40), slice(40, 52)]
-    assert clips(graph) == [Clip(text, place) for text, place in zip([there, back] * 2, places, strict=True)]
-    extending["prompts"] = "20: a cat"
-    with pytest.raises(Failure, match="expected a text from frame 16 on, where the start clip ends"):
-        clips(graph)
