@@ -56,5 +56,5 @@ def _said(prompts: str, begin: int, end: int) -> list[tuple[str, int]]:
     frames = [int(frame) for frame, _ in lines]
     if not frames or frames[0] != begin:
         raise Failure(f"prompts of Extend Video: expected a text from frame {begin} on, where the start clip ends")
-    lengths = [stop - frame for frame, stop in zip(frames, [*frames[1:], end])]
-    return [(text.strip(), length) for (_, text), length in zip(lines, lengths)]
+    lengths = [stop - frame for frame, stop in zip(frames, [*frames[1:], end], strict=True)]
+    return [(text.strip(), length) for (_, text), length in zip(lines, lengths, strict=True)]
