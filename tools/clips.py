@@ -18,7 +18,7 @@ class Clip:
 
 def clips(graph: dict[str, dict]) -> list[Clip]:
     """Return the clips of the saved video in the order of time; raises Failure where a node cannot be followed."""
-    saving = [key for key, node in graph.items() if node["class_type"] == "SaveVideo"]
+    saving = [key for key, node in graph.items() if node["class_type"] in ("SaveVideo", "WeftSaveLongVideo")]
     if len(saving) != 1:
         raise Failure(f"the graph has {len(saving)} Save Video nodes, expected one")
     found: list[Clip] = []
@@ -37,6 +37,9 @@ def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
         return _shown(graph, inputs["content"][0])
     if kind == "LatentConcat" and inputs["dim"] == "t":
         return _shown(graph, inputs["samples1"][0]) + _shown(graph, inputs["samples2"][0])
+    if kind == "WeftExtendVideo":
+        start = _shown(graph, inputs["start"][0])
+        return start + _said(inputs["prompts"], sum(length for _, length in start), inputs["frames"])
     if kind in ("KSampler", "SamplerCustomAdvanced"):
         guided = inputs if kind == "KSampler" else graph[inputs["guider"][0]]["inputs"]
         caption = graph[guided["positive"][0]]["inputs"]["text"]
@@ -45,3 +48,13 @@ def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
     if len(passed_on) != 1:
         raise Failure(f"node {key} ({kind}): what it does to the clips is not known here")
     return _shown(graph, passed_on[0][0])
+
+
+def _said(prompts: str, begin: int, end: int) -> list[tuple[str, int]]:
+    """Return caption and number of frames of each line `frame: text`; the first one begins where the start ends."""
+    lines = [line.split(":", 1) for line in prompts.splitlines() if line.strip()]
+    frames = [int(frame) for frame, _ in lines]
+    if not frames or frames[0] != begin:
+        raise Failure(f"prompts of Extend Video: expected a text from frame {begin} on, where the start clip ends")
+    lengths = [stop - frame for frame, stop in zip(frames, [*frames[1:], end], strict=True)]
+    return [(text.strip(), length) for (_, text), length in zip(lines, lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""Values over the frames of a video, typed as `frame: value` pairs."""
+"""Values and texts over the frames of a video, typed as `frame: value` pairs."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -61,3 +61,30 @@ def _number(text: str, part: str) -> float:
     if not abs(number) < float("inf"):
         raise ValueError(f"Found '{part}' in the curve, expected numbers, such as '16: 600'.")
     return number
+
+
+@dataclass(frozen=True)
+class TextLine:
+    """A text and the frame that it holds from."""
+
+    frame: int
+    text: str
+
+
+def parse_lines(text: str) -> list[TextLine]:
+    """Read `0: a cat sleeps` and `48: a cat wakes up`, one a line; the text may have commas and colons.
+
+    Raises:
+        ValueError: anything else; the message names the line that was not understood.
+    """
+    lines: dict[int, str] = {}
+    for line in (line.strip() for line in text.splitlines() if line.strip()):
+        frame, found, said = (part.strip() for part in line.partition(":"))
+        if not found or not frame.isdecimal() or not said:
+            raise ValueError(
+                f"Found the line '{line}', expected the number of a frame and a text: '48: a cat wakes up'."
+            )
+        if int(frame) in lines:
+            raise ValueError(f"There are two texts from frame {frame} on: leave one.")
+        lines[int(frame)] = said
+    return [TextLine(frame, lines[frame]) for frame in sorted(lines)]

@@ -4,6 +4,7 @@ Modules are borrowed, not names: ComfyUI replaces some of their members at start
 what is used of each; a test looks for all of it on the oldest and the newest supported ComfyUI.
 """
 
+import comfy.cli_args as cli_args
 import comfy.conds as conds
 import comfy.context_windows as context_windows
 import comfy.controlnet as controlnet
@@ -18,6 +19,7 @@ import comfy.model_sampling as model_sampling
 import comfy.ops as ops
 import comfy.patcher_extension as patcher_extension
 import comfy.sample as sample
+import comfy.sampler_helpers as sampler_helpers
 import comfy.samplers as samplers
 import comfy.sd as sd
 import comfy.sd1_clip as sd1_clip
@@ -29,6 +31,7 @@ import latent_preview
 
 BORROWED = {
     attention: ("optimized_attention",),
+    cli_args: ("args",),
     conds: ("CONDNoiseShape", "CONDRegular"),
     context_windows: (
         "ContextFuseMethods",
@@ -47,6 +50,7 @@ BORROWED = {
         "archive_model_dtypes",
         "get_torch_device",
         "intermediate_device",
+        "throw_exception_if_processing_interrupted",
         "unet_dtype",
         "unet_manual_cast",
         "unet_offload_device",
@@ -59,7 +63,8 @@ BORROWED = {
     ops: ("CastWeightBiasOp", "cast_bias_weight", "disable_weight_init", "manual_cast", "uncast_bias_weight"),
     patcher_extension: ("WrapperExecutor", "WrappersMP", "get_all_wrappers"),
     latent_preview: ("get_previewer",),
-    sample: ("sample_custom",),
+    sample: ("fix_empty_latent_channels", "prepare_noise", "sample_custom"),
+    sampler_helpers: ("convert_cond",),
     samplers: ("CFGGuider", "KSAMPLER", "calculate_sigmas", "sampler_object"),
     sd: ("CLIP", "VAE", "CLIPType", "load_text_encoder_state_dicts"),
     sd1_clip: ("SD1ClipModel", "SD1Tokenizer", "SDClipModel", "SDTokenizer"),

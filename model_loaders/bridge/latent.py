@@ -86,20 +86,52 @@ def empty_latent(
             "This model makes images, its latents have no time axis: use the core node Empty Latent Image."
         )
     spatial, temporal = latent_format.spacial_downscale_ratio, latent_format.temporal_downscale_ratio
-    # The core's video models keep one latent for the first frame; ours cover f frames with every latent.
-    first = 0 if isinstance(latent_format, VideoLatentFormat) else 1
     _check_size("width", width, spatial, 0)
     _check_size("height", height, spatial, 0)
-    _check_size("frames", frames, temporal, first if temporal > 1 else 0)
+    length = latents_of(latent_format, "frames", frames)
     if isinstance(latent_format, VideoLatentFormat) and frames // temporal < latent_format.fewest:
         raise ValueError(
             f"frames is {frames}, this model makes videos of at least {latent_format.fewest * temporal}: choose "
             f"{latent_format.fewest * temporal} or more."
         )
-    length = (frames - first) // temporal + first if temporal > 1 else frames
     shape = (batch_size, latent_format.latent_channels, length, height // spatial, width // spatial)
     samples = torch.zeros(shape, device=model_management.intermediate_device())
     return {"samples": samples, "downscale_ratio_spacial": spatial, "downscale_ratio_temporal": temporal}
+
+
+def first_frames(latent_format: latent_formats.LatentFormat) -> int:
+    """Frames of a latent before the first full one: the core's causal video models keep one for the first frame alone.
+
+    Ours cover as many frames with every latent.
+    """
+    return int(latent_format.temporal_downscale_ratio > 1 and not isinstance(latent_format, VideoLatentFormat))
+
+
+def latents_of(latent_format: latent_formats.LatentFormat, name: str, frames: int) -> int:
+    """Latents along time of a number of frames, which is called `name`.
+
+    Raises:
+        ValueError: the model cannot make this number; the nearest ones are named.
+    """
+    factor, first = latent_format.temporal_downscale_ratio, first_frames(latent_format)
+    _check_size(name, frames, factor, first)
+    return (frames - first) // factor + first
+
+
+def frames_of(latent_format: latent_formats.LatentFormat, latents: int) -> int:
+    """Frames of a number of latents along time, or the first frame of the one with this number."""
+    first = first_frames(latent_format)
+    return (latents - first) * latent_format.temporal_downscale_ratio + first if latents else 0
+
+
+def shared_latents(latent_format: latent_formats.LatentFormat, name: str, frames: int) -> int:
+    """Latents in the middle of a video of a number of frames, which is called `name`.
+
+    Raises:
+        ValueError: it is no multiple of the frames of a latent; the nearest ones are named.
+    """
+    _check_size(name, frames, latent_format.temporal_downscale_ratio, 0)
+    return frames // latent_format.temporal_downscale_ratio
 
 
 def _check_size(name: str, size: int, factor: int, offset: int) -> None:

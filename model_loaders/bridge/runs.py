@@ -1,5 +1,6 @@
 """Several samplings of one node: a MODEL with its text and walk, under one progress bar with previews."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,14 +16,20 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.bar, self.done = utils.ProgressBar(total), 0
 
-    def after_step(self, model: object) -> object:
-        """ComfyUI's callback for a sampling of this MODEL."""
+    def reach(self, done: int) -> None:
+        """Steps that are done whatever was counted: samplers may report fewer than they take, files have some."""
+        self.done = done
+        self.bar.update_absolute(done)
+
+    def after_step(self, model: object, shown: Sequence[int] | None = None) -> object:
+        """ComfyUI's callback for a sampling of this MODEL; of its latents along time `shown` are in the preview."""
         latent_format = model.get_model_object("latent_format")  # type: ignore[attr-defined]
         previewer = latent_preview.get_previewer(model.load_device, latent_format)  # type: ignore[attr-defined]
 
         def callback(step: int, denoised: Tensor, x: Tensor, steps: int) -> None:
             self.done += 1
-            picture = previewer.decode_latent_to_preview_image("JPEG", denoised) if previewer else None
+            seen = denoised if shown is None else denoised[:, :, list(shown)]
+            picture = previewer.decode_latent_to_preview_image("JPEG", seen) if previewer else None
             self.bar.update_absolute(self.done, preview=picture)
 
         return callback

@@ -60,3 +60,15 @@ def test_a_video_around_a_picture_has_the_length_of_its_content():
     for frames, length in ((12, 12), (0, 16)):
         content["frames"] = frames
         assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, length))]
+
+
+def test_an_extended_video_has_the_captions_of_its_lines():
+    graph = load("LVDM text to video")
+    extending = {"start": ["5", 0], "frames": 40, "prompts": "16: a cat\n28: a dog: asleep\n"}
+    graph["9"] = {"class_type": "WeftExtendVideo", "inputs": extending}
+    graph["8"] = {"class_type": "WeftSaveLongVideo", "inputs": {"samples": ["9", 0]}}
+    said = [(texts(graph)["Prompt"], 0, 16), ("a cat", 16, 28), ("a dog: asleep", 28, 40)]
+    assert clips(graph) == [Clip(text, slice(begin, end)) for text, begin, end in said]
+    extending["prompts"] = "20: a cat"
+    with pytest.raises(Failure, match="expected a text from frame 16 on, where the start clip ends"):
+        clips(graph)

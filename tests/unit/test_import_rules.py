@@ -36,7 +36,7 @@ TRAINER = {IMPORTED_AS.get(name, name) for name in REQUIRED}
 PACKAGES = {
     "kernels": {"torch", "triton"},
     "model_loaders": {"torch", "safetensors"},
-    "model_loaders.bridge": {"torch", "safetensors"} | COMFYUI,
+    "model_loaders.bridge": {"torch", "safetensors", "av"} | COMFYUI,
     "nodes": {"torch", "comfy_api", "comfyui_version", "folder_paths"},
     "training": TRAINER,
     "benchmarks": TRAINER,

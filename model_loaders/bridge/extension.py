@@ -1,0 +1,231 @@
+"""Extend Video: a video model goes on from frames that are there, window after window, by ComfyUI's noise masks.
+
+Shapes: B videos, C channels, T latents of a window, L of the video, H, W latent size.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.sampling import long_video
+from ...kernels.sampling.curves import TextLine
+from ...kernels.sampling.long_video import Window
+from . import latent as lengths
+from .compat import model_management, sample, sampler_helpers
+from .fingerprint import fingerprint, model_fingerprint
+from .runs import Progress
+from .segments import Segments
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extension:
+    """How a video is extended; lengths in frames.
+
+    Attributes:
+        frames: of the whole video.
+        window: frames that the model samples at once.
+        overlap: frames of them that are there already.
+        perturbation: share of the noise schedule, at its end, in which the given latents are free to fit the new ones.
+        loop: the last frames lead to the first.
+        seed: of the first window; every other one has the next.
+    """
+
+    frames: int
+    window: int
+    overlap: int
+    perturbation: float
+    loop: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Script:
+    """Texts that change along a video, and the CLIP that encodes them."""
+
+    lines: list[TextLine]
+    clip: object
+
+    def at(self, frame: int) -> str | None:
+        """The text of a frame; None before the first line."""
+        said = [line.text for line in self.lines if line.frame <= frame]
+        return said[-1] if said else None
+
+
+def extend(
+    guider: object,
+    sampler: object,
+    sigmas: Tensor,
+    latent: dict[str, object],
+    extension: Extension,
+    script: Script,
+    open_segments: Callable[[dict[str, str]], Segments] | None = None,
+) -> dict[str, Tensor]:
+    """LATENT of the whole video (B, C, L, H, W), which begins with the given latents exactly as they are.
+
+    Args:
+        guider: ComfyUI's, with its model, texts and scale.
+        sampler, sigmas: ComfyUI's.
+        latent: LATENT of the start; one of zeros has only a size.
+        extension: the lengths.
+        script: its texts replace the guider's positive one.
+        open_segments: opens the finished windows that were made from inputs with these hashes; None keeps none.
+
+    Raises:
+        ValueError: lengths that do not fit each other or the model, or a start that is no video of this model.
+    """
+    patcher = guider.model_patcher  # type: ignore[attr-defined]
+    start = _start(patcher, latent)
+    plan, length, known = _plan(patcher, start, extension)
+    guider = _own_guider(guider, sigmas, extension.perturbation)
+    inputs = _inputs(guider, sampler, sigmas, start, extension, script)
+    segments = open_segments(inputs) if open_segments else None
+    finished = segments.finished()[: len(plan)] if segments else []
+    guiders = _guiders(guider, script, plan, patcher)
+    steps, progress = len(sigmas) - 1, Progress((len(sigmas) - 1) * len(plan))
+
+    def window_sample(number: int, window: Window, latents: Tensor) -> Tensor:
+        progress.reach(number * steps)
+        if number < len(finished):
+            return latents.index_copy(2, torch.tensor(window.made), finished[number]["samples"].to(latents))
+        seed = (extension.seed + number) % 2**64
+        noise = sample.prepare_noise(latents, seed)
+        callback = progress.after_step(patcher, window.made)
+        # ComfyUI knows by zeros that there is nothing to start from.
+        latents, mask = (latents, 1 - window.mask(latents)) if window.given else (torch.zeros_like(latents), None)
+        made = guiders[number].sample(  # type: ignore[attr-defined]
+            noise, latents, sampler, sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
+        )
+        made = made.to(latents)
+        if segments:
+            segments.add({"samples": made[:, :, list(window.made)]})
+        return made
+
+    video = _room(patcher, start, length, known)
+    for _ in long_video.walk(plan, video, window_sample):
+        pass
+    progress.reach(steps * len(plan))
+    return {"samples": video}
+
+
+def _start(patcher: object, latent: dict[str, object]) -> Tensor:
+    """Samples of the start, of the model's channels and size."""
+    samples = latent["samples"]
+    ratios = [latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal")]
+    samples = sample.fix_empty_latent_channels(patcher, samples, *ratios)
+    latent_format = patcher.get_model_object("latent_format")  # type: ignore[attr-defined]
+    if latent_format.latent_dimensions != 3:
+        raise ValueError("This model makes images: Extend Video takes models whose latents have a time axis.")
+    if samples.ndim != 5 or samples.shape[1] != latent_format.latent_channels:
+        raise ValueError(
+            f"The start clip is a latent of shape {tuple(samples.shape)}, this model takes (videos, "
+            f"{latent_format.latent_channels}, frames, height, width): encode the clip with the VAE that belongs to "
+            "the model, or use Empty Video Latent (Weft) to start from nothing."
+        )
+    return samples.to(model_management.intermediate_device(), torch.float32)
+
+
+def _plan(patcher: object, start: Tensor, extension: Extension) -> tuple[list[Window], int, int]:
+    """Windows, and lengths in latents of the video and of what is known of it."""
+    latent_format = patcher.get_model_object("latent_format")  # type: ignore[attr-defined]
+    length = lengths.latents_of(latent_format, "frames", extension.frames)
+    window = lengths.latents_of(latent_format, "window", extension.window)
+    overlap = lengths.shared_latents(latent_format, "overlap", extension.overlap)
+    known = start.shape[2] if start.any() else 0
+    if overlap >= window or overlap < 1:
+        factor = latent_format.temporal_downscale_ratio
+        raise ValueError(
+            f"overlap is {extension.overlap} frames, {overlap} latents, window {extension.window} frames, {window} "
+            f"latents: take an overlap of {factor} to {(window - 1) * factor} frames."
+        )
+    if known > length:
+        clip = lengths.frames_of(latent_format, known)
+        raise ValueError(f"frames is {extension.frames}, the start clip has {clip}: choose {clip} or more.")
+    return long_video.autoregressive(length, window, overlap, known, loop=extension.loop), length, known
+
+
+def _room(patcher: object, start: Tensor, length: int, known: int) -> Tensor:
+    """The start, and behind it what becomes zero on the model's own scale, so that no offset shines through noise."""
+    inner = patcher.model  # type: ignore[attr-defined]
+    video = inner.process_latent_out(torch.zeros(*start.shape[:2], length, *start.shape[3:])).to(start)
+    video[:, :, :known] = start[:, :, :known]
+    return video
+
+
+def _own_guider(guider: object, sigmas: Tensor, perturbation: float) -> object:
+    """A copy that lets given latents go where the noise is below that of the perturbation (LVDM section 3.3).
+
+    LVDM's own models are told the noise of what they are given. Others expect one level in all latents: those given
+    have it down to that of the perturbation, and are denoised along with the new ones below it.
+    """
+    patcher = guider.model_patcher.clone()  # type: ignore[attr-defined]
+    if perturbation > 0 and _takes_clean(patcher, sigmas):
+        log.info("This model is told which latents are given and takes them clean: perturbation has no effect.")
+    elif perturbation > 0:
+        held = float(patcher.get_model_object("model_sampling").percent_to_sigma(1 - perturbation))
+        before = patcher.model_options.get("denoise_mask_function")
+
+        def mask_at(sigma: Tensor, denoise_mask: Tensor, **options: object) -> Tensor:
+            if float(sigma.max()) < held:
+                return torch.ones_like(denoise_mask)
+            return before(sigma, denoise_mask, **options) if before else denoise_mask
+
+        patcher.set_model_denoise_mask_function(mask_at)
+    guider = copy.copy(guider)
+    guider.model_patcher = patcher  # type: ignore[attr-defined]
+    guider.model_options = patcher.model_options  # type: ignore[attr-defined]
+    return guider
+
+
+def _takes_clean(patcher: object, sigmas: Tensor) -> bool:
+    """Whether a model is given latents without noise, such as those with a noise level for each latent."""
+    one = torch.ones(1, 1, 1, 1, 1)
+    scaled = patcher.model.scale_latent_inpaint(x=one, sigma=sigmas[:1].cpu(), noise=one, latent_image=one * 0)  # type: ignore[attr-defined]
+    return not scaled.any()
+
+
+def _guiders(guider: object, script: Script, plan: list[Window], patcher: object) -> list[object]:
+    """A guider for each window, with the text of the first frame that it makes."""
+    latent_format = patcher.get_model_object("latent_format")  # type: ignore[attr-defined]
+    made: dict[str | None, object] = {None: guider}
+    chosen = []
+    for window in plan:
+        text = script.at(lengths.frames_of(latent_format, window.made_places[0]))
+        if text not in made:
+            made[text] = _guider_with(guider, script.clip, text)  # type: ignore[arg-type]
+        chosen.append(made[text])
+    return chosen
+
+
+def _guider_with(guider: object, clip: object, text: str) -> object:
+    """A copy with another positive text; what else the conditioning says stays."""
+    positive = guider.original_conds["positive"]  # type: ignore[attr-defined]
+    encoded = clip.encode_from_tokens_scheduled(clip.tokenize(text))  # type: ignore[attr-defined]
+    other = {key: value for key, value in positive[0].items() if key not in ("cross_attn", "pooled_output", "uuid")}
+    conds = [{**other, **entry} for entry in sampler_helpers.convert_cond(encoded)]
+    guider = copy.copy(guider)
+    guider.original_conds = {**guider.original_conds, "positive": conds}  # type: ignore[attr-defined]
+    return guider
+
+
+def _inputs(
+    guider: object, sampler: object, sigmas: Tensor, start: Tensor, extension: Extension, script: Script
+) -> dict[str, str]:
+    """Hashes of all that the windows are made from, but for what only the graph says of it."""
+    numbers = {name: value for name, value in vars(guider).items() if isinstance(value, int | float | str)}
+    kind = [type(sampler), *(getattr(sampler, name, None) for name in ("sampler_function", "extra_options"))]
+    values = {
+        "model": model_fingerprint(guider.model_patcher),  # type: ignore[attr-defined]
+        "guider": [type(guider), numbers, guider.original_conds],  # type: ignore[attr-defined]
+        "sampler": kind,
+        "sigmas": sigmas,
+        "start": start,
+        "lengths": vars(extension),
+        "script": [vars(line) for line in script.lines],
+    }
+    return {name: fingerprint(value) for name, value in values.items()}

@@ -1,0 +1,185 @@
+"""Long videos: any video model goes on from frames that are there, and files of any length."""
+
+from pathlib import Path
+
+import folder_paths
+
+from .api import io, ui
+
+CATEGORY = "Weft/long video"
+SEGMENTS = "weft_segments"
+"""In ComfyUI's output folder: the one for temporary files is emptied at every start."""
+
+
+class ExtendVideo(io.ComfyNode):
+    """More frames from any video model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftExtendVideo",
+            display_name="Extend Video (Weft)",
+            category=CATEGORY,
+            description="Makes a video longer with any video model: windows are sampled one after the other, and of "
+            "each the first frames are those that are there already. Finished windows are kept on disk, so that the "
+            "same graph goes on where an interrupt or a crash has ended it.",
+            search_aliases=["long video", "continue video", "autoregressive", "loop", "lvdm", "resume", "weft"],
+            inputs=[
+                io.Guider.Input("guider", tooltip="Model, texts and scale, as for SamplerCustomAdvanced."),
+                io.Sampler.Input("sampler", tooltip="Any sampler."),
+                io.Sigmas.Input("sigmas", tooltip="Noise levels of every window."),
+                io.Latent.Input(
+                    "start",
+                    tooltip="The clip that is extended, which is kept exactly. An empty latent gives only the size.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="Of the noise of all windows."),
+                io.Int.Input("frames", default=64, min=1, max=65536, tooltip="Of the whole video, with the start."),
+                io.Int.Input(
+                    "window", default=16, min=1, max=4096, tooltip="Frames that are sampled at once: the model's own."
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=4,
+                    min=1,
+                    max=4096,
+                    tooltip="Frames of a window that are there already: more keep the motion, fewer make the video "
+                    "faster. A multiple of the frames that the model puts into a latent.",
+                ),
+                io.Float.Input(
+                    "perturbation",
+                    default=0.1,
+                    min=0.0,
+                    max=0.9,
+                    step=0.01,
+                    tooltip="Share of the noise schedule, at its end, in which a window's view of the frames that are "
+                    "there may adapt to the new ones. 0: they are held to the end.",
+                ),
+                io.Boolean.Input(
+                    "loop", default=False, tooltip="Let the last frames lead to the first, for an endless video."
+                ),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    multiline=True,
+                    tooltip="Texts along the video, one a line: '48: a cat wakes up' holds for windows whose first new "
+                    "frame is 48 or later. Before the first line, and without any, the guider's text holds.",
+                ),
+                io.String.Input(
+                    "segments",
+                    default="extended",
+                    tooltip="Name of the folder in output/weft_segments for finished windows; one for each video that "
+                    "you work on. Nothing is kept without a name.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="Encodes the prompts; not needed without any."),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The whole video, for Save Long Video (Weft).")],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        guider: object,
+        sampler: object,
+        sigmas: object,
+        start: dict,
+        prompts: str,
+        segments: str,
+        clip: object = None,
+        **settings: object,
+    ) -> io.NodeOutput:
+        """Plan, and sample what is not on disk."""
+        from ..kernels.sampling.curves import parse_lines
+        from ..model_loaders.bridge.extension import Extension, Script, extend
+        from ..model_loaders.bridge.fingerprint import graph_fingerprint
+        from ..model_loaders.bridge.segments import Segments
+
+        lines = parse_lines(prompts)
+        if lines and clip is None:
+            raise ValueError("prompts has texts, and nothing encodes them: connect the model's CLIP to clip.")
+        graph = graph_fingerprint(getattr(cls.hidden, "prompt", None), getattr(cls.hidden, "unique_id", None))
+        folder = segments_folder(segments)
+
+        def opened(inputs: dict[str, str]) -> Segments:
+            return Segments(folder, {"graph": graph, **inputs})
+
+        extension, script = Extension(**settings), Script(lines, clip)  # type: ignore[arg-type]
+        return io.NodeOutput(extend(guider, sampler, sigmas, start, extension, script, opened if folder else None))
+
+
+def segments_folder(name: str) -> Path | None:
+    """Where finished segments of this name are kept; None without a name.
+
+    Raises:
+        ValueError: the name leads out of the folder of segments.
+    """
+    if not name.strip():
+        return None
+    base = Path(folder_paths.get_output_directory(), SEGMENTS).resolve()
+    folder = Path(base, name.strip()).resolve()
+    if base not in folder.parents:
+        raise ValueError(f"segments is '{name}', which leads out of {base}: take a plain name.")
+    return folder
+
+
+class SaveLongVideo(io.ComfyNode):
+    """A video file from latents of any length."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftSaveLongVideo",
+            display_name="Save Long Video (Weft)",
+            category=CATEGORY,
+            description="Decodes and encodes a long video part by part, straight into an .mp4 (h264) in the output "
+            "folder, so that its frames are never all in memory.",
+            search_aliases=["export video", "save video", "long video", "vae decode", "weft"],
+            inputs=[
+                io.Latent.Input("samples", tooltip="Latents of one video."),
+                io.Vae.Input("vae", tooltip="The VAE that belongs to them; those of images through Frame-wise VAE."),
+                io.Float.Input("fps", default=8.0, min=1.0, max=120.0, step=1.0, tooltip="Frames per second."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="video/long",
+                    tooltip="Folder and beginning of the file's name, as in Save Video.",
+                ),
+                io.Int.Input(
+                    "part",
+                    default=16,
+                    min=2,
+                    max=4096,
+                    tooltip="Latents along time that are decoded at once: more need more memory.",
+                ),
+                io.Int.Input(
+                    "overlap",
+                    default=4,
+                    min=1,
+                    max=4096,
+                    tooltip="Latents that two parts share; their frames are blended.",
+                ),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, samples: dict, vae: object, fps: float, filename_prefix: str, part: int, overlap: int
+    ) -> io.NodeOutput:
+        """Name the file as the core does, and write it."""
+        from ..model_loaders.bridge.video_file import metadata_of, pixel_size, save
+
+        latents = samples["samples"]
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory(), *pixel_size(vae, latents)
+        )
+        file = f"{name}_{counter:05}_.mp4"
+        save(Path(folder, file), vae, latents, part, overlap, fps, metadata_of(cls.hidden))
+        return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)]))
+
+
+# Not offered yet: a node becomes part of the pack (`NODES`) with the workflow that runs it.
+HELD_BACK = [ExtendVideo, SaveLongVideo]
