@@ -91,14 +91,14 @@ def test_the_walk_ends_at_what_an_exact_network_predicts(runs, stage):
 
 
 def test_bad_runs_are_refused(runs, tmp_path, capsys):
-    assert sample(tmp_path / "x", runs / "base", runs / "sr1") == 1
+    assert sample(tmp_path / "x", runs / "base", runs / "sr1") == 2
     assert (
         "found runs of the stages base, sr1, expected neighbours in base, interpolation, sr1" in capsys.readouterr().err
     )
     command = ["sample", str(runs / "sr1"), "--out", str(tmp_path / "x"), "--steps", "2"]
-    assert main([*command, "--caption", "a red circle"]) == 1
+    assert main([*command, "--caption", "a red circle"]) == 2
     assert "--caption: this stage goes on from held-out clips" in capsys.readouterr().err
-    assert main([*command, "--count", "100000"]) == 1
+    assert main([*command, "--count", "100000"]) == 2
     assert "held-out clips" in capsys.readouterr().err
     with pytest.raises(InputError, match="--steps: DPM-Solver"):
         CascadeSampler([runs / "base"], CPU)(["a red circle"], 999, 3.0, 0)
