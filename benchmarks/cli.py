@@ -67,7 +67,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all without one")
     parser.add_argument("--size", choices=SIZES, default="tiny", help="quarter: half the width, a quarter of the work")
     parser.add_argument("--batch", type=int, default=1, help="videos per call; guidance uses 2")
-    parser.add_argument("--device", type=_device, default=torch.device("cpu"), help="cpu, cuda or cuda:N")
+    parser.add_argument("--device", type=device_of, default=torch.device("cpu"), help="cpu, cuda or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--repeat", type=int, default=5, help="timed calls of each network, in turns")
     parser.add_argument("--threads", type=int, help="CPU threads; torch's choice without it")
@@ -79,11 +79,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if min(options.batch, options.repeat) < 1 or options.threads is not None and options.threads < 1:
         parser.error("--batch, --repeat and --threads must be at least 1")
     if options.json:
-        _prepare(options.json, parser)
+        prepare(options.json, parser)
     return options
 
 
-def _prepare(path: Path, parser: argparse.ArgumentParser) -> None:
+def prepare(path: Path, parser: argparse.ArgumentParser) -> None:
     """Make the folder of the file now, so that a fault is not found when all is measured."""
     if path.suffix != ".json":
         parser.error(f"--json {path}: expected a name that ends in .json; the table goes beside it, to .md")
@@ -94,7 +94,7 @@ def _prepare(path: Path, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--json {path}: cannot be written: {error.strerror}")
 
 
-def _device(text: str) -> torch.device:
+def device_of(text: str) -> torch.device:
     """Read a device that this module can measure on and that is there."""
     try:
         device = torch.device(text)

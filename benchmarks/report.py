@@ -83,10 +83,10 @@ def rows(case: Case, results: Sequence[Measurement]) -> list[tuple[str, ...]]:
     ]
 
 
-def table(lines: Sequence[tuple[str, ...]]) -> str:
-    """Lines under the header, in columns; names to the left, numbers to the right."""
-    everything = [HEADER, *lines]
-    widths = [max(len(line[column]) for line in everything) for column in range(len(HEADER))]
+def table(lines: Sequence[tuple[str, ...]], header: tuple[str, ...] = HEADER) -> str:
+    """Lines under the header, in columns; the first two, which are names, to the left, numbers to the right."""
+    everything = [header, *lines]
+    widths = [max(len(line[column]) for line in everything) for column in range(len(header))]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column < 2 else cell.rjust(width)

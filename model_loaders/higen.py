@@ -157,7 +157,7 @@ def unet_component(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | 
         "context_width": tensors["skeleton.middle.0.attention.spatial.block.text.key_value.weight"].shape[1],
     }
     if "resampler.tokens.weight" not in tensors:
-        shared |= show1_settings(settings or {}, len(layout.channel_mult))
+        shared |= show1_settings(settings or {}, [round(layout.model_channels * part) for part in layout.channel_mult])
         return Component(SpaceTimeUNet, SpaceTimeUNetConfig(**shared), dict(tensors))
     config = HiGenUNetConfig(
         **shared,
@@ -168,20 +168,29 @@ def unet_component(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | 
     return Component(HiGenUNet, config, dict(tensors))
 
 
-def show1_settings(settings: Mapping[str, Any], levels: int) -> dict[str, Any]:
+def show1_settings(settings: Mapping[str, Any], widths: list[int]) -> dict[str, Any]:
     """What Show-1's second super-resolution says that shapes do not: there the entry of each level counts its heads.
 
     Temporal convolutions and the first temporal transformer have the groups of the released models there, whatever the
-    other norms have.
+    other norms have. `widths` are those of the levels.
+
+    Raises:
+        ValueError: the numbers do not fit the levels.
     """
     if SHOW1_MARK not in settings:
         return {}
     heads, groups = settings.get("attention_head_dim", 64), settings.get("norm_num_groups", 32)
+    levels = len(widths)
     heads = tuple(heads) if isinstance(heads, list) else (heads,) * levels
     if len(heads) != levels or not all(isinstance(number, int) and number > 0 for number in (*heads, groups)):
         raise ValueError(
             f"attention_head_dim is {list(heads)} and norm_num_groups {groups}, expected {levels} numbers and one"
         )
+    for level, (number, width) in enumerate(zip(heads, widths, strict=True), 1):
+        if width % number:
+            raise ValueError(
+                f"attention_head_dim is {number}, expected a divisor of {width}, the width of level {level}"
+            )
     return {"heads": heads, "norm_groups": groups, "clip_groups": SpaceTimeUNetConfig.norm_groups}
 
 
@@ -208,7 +217,13 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
     if options.ema:
         raise CheckpointError(f"{name} has no averaged (EMA) weights beside its own: choose the training weights.")
     settings = read_settings(name, metadata.get(UNET))
-    components = {MODEL: unet_component(_denoiser(tensors), settings)}
+    try:
+        components = {MODEL: unet_component(_denoiser(tensors), settings)}
+    except ValueError as error:
+        raise CheckpointError(
+            f"{name}: its tensors or unet/config.json are not those of HiGen, ModelScope or Show-1 ({error}): it is "
+            "damaged, or of another model."
+        ) from error
     # A folder has these beside the denoiser; ComfyUI has the networks.
     parts = ((VAE, "vae.", "stable diffusion"), (TEXT_ENCODER, "text_encoder.", "clip h"))
     for role, prefix, network in parts:

@@ -157,7 +157,25 @@ def unet_component(tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | 
         residual_divisor=settings.get("resnet_out_scale_factor", UPSCALER_DIVISOR if upscales else 1.0),
         norm_groups=settings.get("norm_num_groups", PixelUNetConfig.norm_groups),
     )
+    _check_heads(config)
     return Component(PixelUNet, config, dict(tensors))
+
+
+def _check_heads(config: PixelUNetConfig) -> None:
+    """Before anything is built: what a file says of heads, or the release where it is silent, fits the widths."""
+    levels = {2**level: round(config.model_channels * factor) for level, factor in enumerate(config.channel_mult)}
+    # The middle attends too, at the width of the last level.
+    for factor in sorted({*config.attention_factors, max(levels)} & levels.keys()):
+        if levels[factor] % config.head_width or levels[factor] % config.temporal_heads:
+            raise ValueError(
+                f"attention_head_dim is {config.head_width}, expected a divisor of {levels[factor]}, the width of a "
+                "level with attention"
+            )
+    if config.text_width % config.pooling_heads:
+        raise ValueError(
+            f"addition_embed_type_num_heads is {config.pooling_heads}, expected a divisor of {config.text_width}, the "
+            "width of the text"
+        )
 
 
 def _residual_blocks(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:

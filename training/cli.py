@@ -21,7 +21,8 @@ from .distance import NETWORK, FrechetMeter
 from .evaluate import compare, evaluate_folder
 from .export import export
 from .lora import export_lora
-from .sample import Sampler, write_samples
+from .sample import MakesVideos, Sampler, write_samples
+from .sample_show1 import CascadeSampler, opens
 from .settings import InputError, describe
 from .trainer import Trainer, TrainingError
 
@@ -116,7 +117,13 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     evaluate.set_defaults(command=_evaluate)
 
     sample = commands.add_parser("sample", help="make videos (or pictures) of held-out captions with a run")
-    sample.add_argument("source", type=Path, metavar="RUN_DIR|CHECKPOINT")
+    sample.add_argument(
+        "sources",
+        type=Path,
+        nargs="+",
+        metavar="RUN_DIR|CHECKPOINT",
+        help="a run, or those of neighbouring stages of Show-1 in their order",
+    )
     sample.add_argument("--out", type=Path, required=True, metavar="DIR")
     sample.add_argument(
         "--count", type=_count, default=32, metavar="N", help="held-out captions (default: %(default)s)"
@@ -236,8 +243,25 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    captions = options.caption or held_out_captions(options.count, options.seed)
-    sampler = Sampler(options.source, options.device)
+    sampler, captions = _sampler(options)
     write_samples(sampler, captions, options.out, options.steps, options.guidance, options.seed)
     print(f"{len(captions)} videos and captions.jsonl in {options.out}")
     return 0
+
+
+def _sampler(options: argparse.Namespace) -> tuple[MakesVideos, list[str]]:
+    """What makes the videos, and their captions."""
+    sources = options.sources
+    sampler: MakesVideos
+    if opens(sources[0]):
+        sampler = CascadeSampler(sources, options.device)
+        given = sampler.captions(options.count)
+        if given and options.caption:
+            raise InputError("--caption: this stage goes on from held-out clips with captions; begin with keyframes")
+        if given:
+            return sampler, given
+    elif len(sources) > 1:
+        raise InputError(f"found {len(sources)} runs, expected one, or neighbouring stages of Show-1")
+    else:
+        sampler = Sampler(sources[0], options.device)
+    return sampler, options.caption or held_out_captions(options.count, options.seed)

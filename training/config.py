@@ -33,6 +33,11 @@ class MovingShapesData(MovingShapesConfig):
 
     kind: Literal["moving_shapes"] = setting("moving_shapes", doc="the procedural Moving Shapes set")
 
+    @property
+    def sides(self) -> dict[str, int]:
+        """The setting that says how large frames are, in pixels."""
+        return {"size": self.size}
+
 
 @dataclass(frozen=True, kw_only=True)
 class FolderData:
@@ -45,9 +50,24 @@ class FolderData:
     stride: int = setting(1, minimum=1, doc="every n-th frame of the video is used")
     seed: int = setting(0, minimum=0, doc="decides with the epoch where in its video each clip begins")
     held_out: int = setting(16, minimum=0, doc="videos at the end of the sorted list kept for validation")
+    width: int | None = setting(
+        None, minimum=8, doc="with height, instead of a square: frames cover both, and are centre cropped (pixels)"
+    )
+    height: int | None = setting(None, minimum=8, doc="see width")
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Settings that say how large frames are, in pixels: height and width, or one for both."""
+        return {"height": self.height, "width": self.width} if self.height and self.width else {"size": self.size}
 
 
 Data = MovingShapesData | FolderData
+
+
+def frame_size(data: Data) -> tuple[int, int]:
+    """Height and width of frames in pixels."""
+    pixels = list(data.sides.values())
+    return pixels[0], pixels[-1]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class HarivoTask(ImageModelTask):
         """
         weights, preference = self.recipe.losses, self._preference(latents, tokens)
         times, tokens, noise = self._draw(latents, tokens)
-        noisy, context = add_noise(self.schedule, latents, times, noise), self.text_encoder(tokens)
+        noisy, context = add_noise(self.schedule, latents, times, noise), self._encode_text({}, tokens)
         changes: list[Tensor] | None = [] if weights.attention else None
         deepest: list[Tensor] | None = [] if weights.contrast else None
         predicted = self.moving(self.unet, noisy, times, context, changes=changes, deepest=deepest)

@@ -6,7 +6,9 @@ Shapes: B videos, Z latent channels, T, H, W frames and latents.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from ..kernels.sampling.schedules import ddim_sigmas, ddim_step, ddim_timesteps, denoised_of
 from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
 from ..model_loaders.harivo import MOTION
-from .config import HarivoRecipe, ImageRecipe, MovingShapesData, TextToVideoRecipe
+from .config import DiffusionRecipe, HarivoRecipe, ImageRecipe, MovingShapesData, TextToVideoRecipe, frame_size
 from .data.video_files import write_video
 from .export import Trained
 from .image_model import open_image_model
@@ -34,7 +36,9 @@ class Sampler:
     def __init__(self, source: Path, device: torch.device) -> None:
         trained = Trained(source)
         if not isinstance(trained.recipe, TextToVideoRecipe | ImageRecipe | HarivoRecipe):
-            raise InputError(f"{source}: a run of {trained.recipe.task}, expected text_to_video, image or harivo")
+            raise InputError(
+                f"{source}: a run of {trained.recipe.task}, expected text_to_video, image, harivo or show1"
+            )
         if isinstance(trained.recipe, HarivoRecipe):
             _add_image_model(trained.networks, Path(trained.recipe.image_model.path))
         if "vae" not in trained.networks or "text_encoder" not in trained.networks:
@@ -48,15 +52,16 @@ class Sampler:
         self.schedule = trained.recipe.schedule.noise_schedule()
 
     @torch.no_grad()
-    def __call__(self, captions: list[str], steps: int, guidance: float, seed: int) -> Tensor:
+    def __call__(self, captions: list[str], steps: int, guidance: float, seed: int, first: int = 0) -> Tensor:
         """Captions (B) -> uint8 frames (B, T, H, W, 3); deterministic DDIM, noise drawn from the seed alone."""
         assert isinstance(self.autoencoder, VideoAutoencoder)
         config, data = self.autoencoder.config, self.recipe.data
-        pixels = (self.frames, data.size, data.size)
+        pixels = (self.frames, *frame_size(data))
         sizes = [size // factor for size, factor in zip(pixels, config.downsample, strict=True)]
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn((len(captions), config.embed_dim, *sizes), generator=generator).to(self.device)
-        context = torch.cat([self._encode(captions), self._encode([""] * len(captions))])
+        encode = partial(encode_captions, self.text_encoder)
+        context = torch.cat([encode(captions), encode([""] * len(captions))])
         sigmas = ddim_sigmas(self.schedule, steps)
         x = noise * (1 + sigmas[0] ** 2).sqrt().float()
         for index, time in enumerate(ddim_timesteps(steps).tolist()):
@@ -72,12 +77,14 @@ class Sampler:
         video = self.autoencoder.decode(z / self.scale - self.shift)
         return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu()
 
-    def _encode(self, captions: list[str]) -> Tensor:
-        assert isinstance(self.text_encoder, CaptionEncoder)
-        config = self.text_encoder.config
-        tokens = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
-        encoded: Tensor = self.text_encoder(torch.tensor(tokens, device=self.device))
-        return encoded
+
+def encode_captions(encoder: nn.Module, captions: list[str]) -> Tensor:
+    """Captions (B) -> what a caption encoder makes of them, (B, N, D)."""
+    assert isinstance(encoder, CaptionEncoder)
+    config = encoder.config
+    tokens = [tokenize(text, config.vocabulary, config.max_tokens) for text in captions]
+    encoded: Tensor = encoder(torch.tensor(tokens, device=next(encoder.parameters()).device))
+    return encoded
 
 
 def _add_image_model(networks: dict[str, nn.Module], path: Path) -> None:
@@ -89,7 +96,19 @@ def _add_image_model(networks: dict[str, nn.Module], path: Path) -> None:
         networks[TEXT_ENCODER] = image.text_encoder
 
 
-def write_samples(sampler: Sampler, captions: list[str], folder: Path, steps: int, guidance: float, seed: int) -> None:
+class MakesVideos(Protocol):
+    """What videos are made with."""
+
+    recipe: DiffusionRecipe
+
+    def __call__(self, captions: list[str], steps: int, guidance: float, seed: int, first: int = 0) -> Tensor:
+        """Captions (B), the first of which is so many-th -> uint8 frames (B, T, H, W, 3)."""
+        ...
+
+
+def write_samples(
+    sampler: MakesVideos, captions: list[str], folder: Path, steps: int, guidance: float, seed: int
+) -> None:
     """Write a video per caption and captions.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     data = sampler.recipe.data
@@ -97,7 +116,7 @@ def write_samples(sampler: Sampler, captions: list[str], folder: Path, steps: in
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as lines:
         for start in tqdm(range(0, len(captions), BATCH), desc="sampling", dynamic_ncols=True):
             part = captions[start : start + BATCH]
-            for offset, video in enumerate(sampler(part, steps, guidance, seed + start)):
+            for offset, video in enumerate(sampler(part, steps, guidance, seed + start, start)):
                 name = f"{start + offset:05d}.mp4"
                 write_video(folder / name, video.numpy(), fps)
                 lines.write(json.dumps({"file": name, "caption": part[offset]}) + "\n")

@@ -158,6 +158,34 @@ class UnpaddedStates(nn.Module):
         return encoded
 
 
+class EncodedTexts:
+    """What a frozen text encoder makes of captions: each is encoded once, while all of them fit in memory.
+
+    One caption at a time, so that its numbers do not depend on the batch that it first came in.
+    """
+
+    def __init__(self, network: nn.Module, most: int = 1 << 30) -> None:
+        """`most`: bytes of main memory for encoded captions; those beyond are encoded whenever they are needed."""
+        self.network, self.most, self.bytes = network, most, 0
+        self._known: dict[bytes, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens (B, N) -> (B, N, D)."""
+        rows = zip(tokens, tokens.cpu().numpy(), strict=True)
+        return torch.stack([self._one(row, numbers.tobytes()) for row, numbers in rows])
+
+    def _one(self, row: Tensor, key: bytes) -> Tensor:
+        """Tokens (N,) -> (N, D)."""
+        if key in self._known:
+            return self._known[key].to(row.device)
+        encoded: Tensor = self.network(row[None])[0]
+        if self.bytes + encoded.nbytes <= self.most:
+            self._known[key] = encoded.cpu()
+            self.bytes += encoded.nbytes
+        return encoded
+
+
 def open_text_encoder(
     settings: CaptionText | GivenText | ClipText | T5Text, data: Data, captions: list[str]
 ) -> TextEncoder:

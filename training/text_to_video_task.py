@@ -27,6 +27,7 @@ from .config import (
     ImageModelRecipe,
     Show1Recipe,
     TextToVideoRecipe,
+    frame_size,
 )
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
@@ -38,7 +39,7 @@ from .preference import OtherCaptions, OtherDirections, preference_loss
 from .settings import RecipeError, Table
 from .start_settings import DenoiserStart
 from .task import Batch, Losses, RareClips
-from .text import TextEncoder, open_text_encoder
+from .text import EncodedTexts, TextEncoder, open_text_encoder
 from .validate import text_width_key
 
 VALIDATION_TIMES = range(50, 1000, 100)
@@ -82,6 +83,8 @@ class TextToVideoTask:
         self.rare_clips = self._find_rare_clips()
 
         self.text_encoder = text.network.to(device)
+        frozen = not any(weight.requires_grad for weight in self.text_encoder.parameters())
+        self._encoded = EncodedTexts(self.text_encoder) if frozen else None
         self.tokens = text.tokens(self.train_latents.captions)
         self._others = self._open_others(text) if diffusion.caption_preference else None
         self.unet = self._build_network().to(device)
@@ -226,9 +229,16 @@ class TextToVideoTask:
     ) -> Tensor:
         """Squared error per clip (B,); cues go to the network."""
         noisy = add_noise(self.schedule, latents, times, noise)
-        context = networks.get("text_encoder", self.text_encoder)(tokens)
+        context = self._encode_text(networks, tokens)
         predicted = self._predict(networks[self.role], noisy, times, context, **cues)
         return self._errors(predicted, latents, times, noise)
+
+    def _encode_text(self, networks: dict[str, nn.Module], tokens: Tensor) -> Tensor:
+        """Tokens (B, N) -> (B, N, D); each caption once, where its encoder stays as it is."""
+        if self._encoded is not None:
+            return self._encoded(tokens)
+        encoded: Tensor = networks.get("text_encoder", self.text_encoder)(tokens)
+        return encoded
 
     def _predict(self, network: nn.Module, noisy: Tensor, times: Tensor, context: Tensor, **cues: Tensor) -> Tensor:
         predicted: Tensor = network(noisy, times, context, **cues)
@@ -264,7 +274,7 @@ class TextToVideoTask:
         mean, _ = self.train_latents.take(list(range(len(videos))))
         factors, bias = fit_preview(scale * (mean.float() + shift), to_pixels(videos))
         return {
-            "spatial": data.size // mean.shape[-1],
+            "spatial": frame_size(data)[1] // mean.shape[-1],
             "temporal": data.frames // mean.shape[2],
             "scale": scale,
             "shift": shift,
@@ -284,7 +294,8 @@ class TextToVideoTask:
         key, found = self._network_channels()
         if found != channels:
             raise RecipeError(f"{key}: found {found}, the autoencoder has {channels}")
-        for key, found, factor in (("frames", data.frames, frames), ("size", data.size, max(sizes))):
+        sides = [(key, side, max(sizes)) for key, side in data.sides.items()]
+        for key, found, factor in (("frames", data.frames, frames), *sides):
             if found % factor:
                 raise RecipeError(f"data.{key}: found {found}, the autoencoder takes multiples of {factor}")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def validate(recipe: Recipe, name: str) -> None:
     """Raise RecipeError when the settings of a recipe contradict each other; errors begin with `name`."""
     try:
+        _validate_sides(recipe)
         if recipe.task == "autoencoder":
             _validate_autoencoder(recipe)
             _validate_windows(recipe)
@@ -57,6 +58,24 @@ def validate(recipe: Recipe, name: str) -> None:
                 )
     except RecipeError as error:
         raise RecipeError(f"{name}: {error}") from error
+
+
+# Tasks whose networks take frames of any height and width.
+_RECTANGULAR = ("text_to_video", "higen", "image", "show1", "expert")
+
+
+def _validate_sides(recipe: Recipe) -> None:
+    data = recipe.data
+    if data.kind != "folder" or (data.width is None and data.height is None):
+        return
+    if data.width is None or data.height is None:
+        given, missing = ("width", "height") if data.height is None else ("height", "width")
+        raise RecipeError(f"data.{missing}: missing beside data.{given}, expected both, or data.size alone for squares")
+    if recipe.task not in _RECTANGULAR and data.width != data.height:
+        raise RecipeError(
+            f"data.width, data.height: found {data.width} x {data.height}, the task {recipe.task!r} takes squares; "
+            "expected data.size alone"
+        )
 
 
 def text_width_key(recipe: DenoiserRecipe) -> str:
@@ -150,10 +169,11 @@ def _validate_stage(recipe: Show1Recipe) -> None:
     if network.out_channels not in (3, 6):
         raise RecipeError(f"network.out_channels: found {network.out_channels}, expected 3, or 6 with a variance")
     _validate_pixel_network(network)
-    _multiple("data.size", data.size, recipe.pixels.shrink, "pixels.shrink")
-    size = data.size // recipe.pixels.shrink
     factor = math.lcm(network.multiple, 4 if recipe.stage == "sr1" else 1)
-    _multiple("data.size / pixels.shrink", size, factor, "what the network halves, or the stage enlarges")
+    for side, pixels in data.sides.items():
+        _multiple(f"data.{side}", pixels, recipe.pixels.shrink, "pixels.shrink")
+        size = pixels // recipe.pixels.shrink
+        _multiple(f"data.{side} / pixels.shrink", size, factor, "what the network halves, or the stage enlarges")
     least = 5 if recipe.stage == "interpolation" else 2
     if data.frames < least:
         raise RecipeError(f"data.frames: found {data.frames}, expected at least {least}")

@@ -193,7 +193,7 @@ class JointAttention(nn.Module):
         super().__init__()
         layer: LayerKeywords = {"dtype": dtype, "device": device}
         self.operations = operations
-        self.heads = _divided(channels, config.head_width, "heads of width")
+        self.heads = _divided(channels, "head_width", config.head_width)
         self.columns = slice(first_column, first_column + 2 * channels)
         self.norm = ClipNorm(channels, groups=config.norm_groups, operations=operations, **layer)
         self.qkv = operations.Linear(channels, 3 * channels, **layer)
@@ -237,7 +237,7 @@ class SpaceTimeAttention(nn.Module):
         self.joint = JointAttention(channels, config, first_column, **build)
         self.temporal: Transformer | None = None
         if config.temporal:
-            _divided(channels, config.temporal_heads, "temporal heads:")
+            _divided(channels, "temporal_heads", config.temporal_heads)
             block = TemporalBlock(channels, config.temporal_heads, **build)
             groups = config.norm_groups
             self.temporal = Transformer(channels, channels, block, clip_norm=True, groups=groups, **build)
@@ -262,7 +262,7 @@ class TextPooling(nn.Module):
         super().__init__()
         layer: LayerKeywords = {"dtype": dtype, "device": device}
         width = config.text_width
-        _divided(width, config.pooling_heads, "heads that pool the text:")
+        _divided(width, "pooling_heads", config.pooling_heads)
         self.heads, self.operations = config.pooling_heads, operations
         self.norm_in = operations.LayerNorm(width, **layer)
         self.place = operations.Embedding(1, width, **layer)
@@ -401,7 +401,7 @@ class PixelUNet(nn.Module):
             )
 
 
-def _divided(channels: int, parts: int, of: str) -> int:
+def _divided(channels: int, name: str, parts: int) -> int:
     if parts < 1 or channels % parts:
-        raise ValueError(f"{channels} channels cannot be divided, {of} {parts}")
+        raise ValueError(f"{name} is {parts}, expected a divisor of the {channels} channels there")
     return channels // parts

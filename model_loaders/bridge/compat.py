@@ -47,6 +47,7 @@ BORROWED = {
     latent_formats: ("LatentFormat", "SD15"),
     model_base: ("BaseModel", "ModelType"),
     model_management: (
+        "VRAMState",
         "archive_model_dtypes",
         "get_torch_device",
         "intermediate_device",
@@ -57,6 +58,7 @@ BORROWED = {
         "vae_device",
         "vae_dtype",
         "vae_offload_device",
+        "vram_state",
     ),
     model_patcher: ("CoreModelPatcher", "ModelPatcher"),
     model_sampling: ("EPS", "ModelSamplingDiscrete"),

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from ...kernels.layers.chunking import low_memory
 from ..checkpoint import MODEL, Checkpoint, ReadOptions, read
 from ..keymap import check_tensors
 from .compat import (
@@ -76,7 +77,8 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
             **given: object,
         ) -> Tensor:
             kept = {name: value for name, value in given.items() if name in accepted}
-            return super().forward(x, timesteps, context, **kept)
+            with low_memory(is_memory_low()):
+                return super().forward(x, timesteps, context, **kept)
 
     Bridged.__name__ = Bridged.__qualname__ = network.__name__
     return Bridged
@@ -286,6 +288,12 @@ def make_model(checkpoint: Checkpoint, dtype: torch.dtype | None = None, disable
         "Loaded %s: %s, %.0f M parameters", checkpoint.name, type(model.diffusion_model).__name__, parameters / 1e6
     )
     return patcher
+
+
+def is_memory_low() -> bool:
+    """Whether ComfyUI was started for a GPU with little memory (--lowvram, --novram)."""
+    states = model_management.VRAMState
+    return model_management.vram_state in (states.LOW_VRAM, states.NO_VRAM)
 
 
 def checkpoint_of(model: object) -> Checkpoint:

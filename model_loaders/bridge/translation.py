@@ -91,6 +91,11 @@ def _walk_of(model: object, settings: Settings, strength: float) -> tuple[object
     inner, steps = model.model, settings.steps  # type: ignore[attr-defined]
     sampler, sigmas = settings.sampler, settings.sigmas
     if sampler is None and isinstance(inner, VideoModel):
+        if strength == 1.0 and inner.checkpoint.schedule.zero_terminal_snr:
+            raise ValueError(
+                "This model's schedule ends at pure noise, where nothing of the video is left to go on from: choose a "
+                "strength below 1."
+            )
         released, levels = release_sampler(inner.checkpoint.schedule, "dpm-solver++", steps, 0.0, strength)
         return released, levels if sigmas is None else sigmas
     if sigmas is None:

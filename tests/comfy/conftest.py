@@ -5,6 +5,7 @@ import importlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -179,3 +180,43 @@ def images():
 def core_models(comfy: InProcess) -> dict[str, Callable[[], tuple]]:
     """Makers of small models of the core, each with the shape of a latent."""
     return {"wan": wan, "cogvideo": cogvideo, "images": images}
+
+
+class Interruption:
+    """Asks ComfyUI to stop before a call of a network, counted from where it is opened."""
+
+    def __init__(self) -> None:
+        self.calls, self.left = 0, 0
+
+    def look(self, executor: Callable, *args: object, **kwargs: object) -> object:
+        """A DIFFUSION_MODEL wrapper."""
+        from comfy import model_management
+
+        self.calls, self.left = self.calls + 1, self.left - 1
+        if self.left == 0:
+            model_management.interrupt_current_processing()
+        return executor(*args, **kwargs)
+
+    @contextmanager
+    def __call__(self, call: int) -> Iterator[None]:
+        """What is run inside is interrupted at this call of the network, and raises."""
+        from comfy import model_management
+
+        self.left = call
+        with pytest.raises(model_management.InterruptProcessingException):
+            yield
+        assert self.left <= 0
+
+
+@pytest.fixture
+def interrupting(comfy: InProcess) -> Callable[[object], tuple[object, Interruption]]:
+    """A clone of a MODEL that can be interrupted, and how."""
+
+    def make(model: object) -> tuple[object, Interruption]:
+        from comfy.patcher_extension import WrappersMP
+
+        clone, interruption = model.clone(), Interruption()
+        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "interrupt", interruption.look)
+        return clone, interruption
+
+    return make

@@ -100,3 +100,24 @@ def test_a_trained_stage_is_loaded_with_its_text_encoder(comfy, tmp_path, stage,
     assert all(torch.equal(value, averaged[key].half().to(value)) for key, value in network.state_dict().items())
     text = comfy.run("CLIPTextEncode", clip=clip, text="a red circle")[0][0][0]
     assert text.shape[-1] == network.config.text_width
+    assert sampled(comfy, model, clip, network.config.noise_levels)
+
+
+def sampled(comfy, model, clip, levels):
+    """Two steps of KSampler and of Release Sampler, from random weights: finite, and guidance is seen."""
+    import node_helpers
+
+    latent = comfy.run("WeftEmptyVideoLatent", model=model, width=16, height=16, frames=5)[0]
+    shown = {"concat_latent_image": torch.rand(1, 3, 5, 16, 16), "concat_mask": torch.ones(1, 1, 5, 16, 16)}
+    shown |= {"noise_level": 250} if levels else {}
+    words, none = (comfy.run("CLIPTextEncode", clip=clip, text=text)[0] for text in ("a red circle", ""))
+    words, none = (node_helpers.conditioning_set_values(part, shown) for part in (words, none))
+    text = {"model": model, "positive": words, "negative": none}
+    settings = {"seed": 1, "steps": 2, "sampler_name": "euler", "scheduler": "normal", "latent_image": latent}
+    stock = comfy.run("KSampler", **text, **settings, cfg=3.0)[0]["samples"]
+    sampler, sigmas = comfy.run("WeftReleaseSampler", model=model, kind="dpm-solver++", steps=2)
+    walk = {"noise": comfy.run("RandomNoise", noise_seed=1)[0], "sampler": sampler, "sigmas": sigmas}
+    guider = comfy.run("CFGGuider", **text, cfg=3.0)[0]
+    released = comfy.run("SamplerCustomAdvanced", **walk, guider=guider, latent_image=latent)[0]["samples"]
+    shape = (1, 3, 5, 16, 16)
+    return all(part.shape == shape and part.isfinite().all() and part.std() > 0.01 for part in (stock, released))

@@ -351,6 +351,25 @@ def test_previews_are_the_frames(comfy, loaded, monkeypatch):
     assert [preview[1].size for preview in seen if preview][-1] == (16, 16), "four frames as a sheet"
 
 
+INTERRUPTED = {
+    "WeftShow1Keyframes": ("base", {"width": 8, "height": 4, "frames": 3, "steps": 4}),
+    "WeftShow1SuperResolution": ("sr1", {"video": {"samples": torch.zeros(1, 3, 9, 2, 2)}, "steps": 2}),
+}
+
+
+@pytest.mark.parametrize("node", INTERRUPTED)
+def test_interrupted_inside_the_network_and_queued_again(comfy, loaded, interrupting, node):
+    """The layers of ComfyUI end the run; nothing of it is left in the cached MODEL."""
+    stage, inputs = INTERRUPTED[node]
+    model, after = interrupting(loaded(stage)[0])
+    inputs = {"model": model, **TEXT, **inputs, "seed": 1}
+    fresh = comfy.run(node, **inputs)[0]["samples"]
+    assert after.calls >= 4
+    with after(3):
+        comfy.run(node, **inputs)
+    assert torch.equal(comfy.run(node, **inputs)[0]["samples"], fresh)
+
+
 def test_interrupted_between_windows_and_queued_again(comfy, loaded):
     """Nothing of the run that was broken off is left in the cached MODEL."""
     from comfy import model_management

@@ -141,6 +141,41 @@ def test_lvdm_and_its_video_vae(toy, translate):
     assert found.shape == (1, 4, 4, 8, 8) and found.isfinite().all()
 
 
+def test_interrupted_and_queued_again(expert, translate, interrupting):
+    model, after = interrupting(expert[0])
+    fresh = translate(model=model, steps=5)
+    with after(3):
+        translate(model=model, steps=5)
+    assert torch.equal(translate(model=model, steps=5), fresh)
+
+
+def test_higen_works_around_a_picture(comfy, translate, image_vae):
+    """Its MODEL alone takes one frame; with the cues of HiGen Temporal Reasoning as many as these are made for."""
+    from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig
+
+    small = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_factors": (1,)}
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        network = HiGenUNet(HiGenUNetConfig(**small, head_width=8, context_width=24, text_width=24, resampled_tokens=5))
+        folder = comfy.base / "models" / "diffusion_models"
+        folder.mkdir(exist_ok=True)
+        save_file(network.state_dict(), folder / "tiny_higen_expert.safetensors")
+    model = comfy.run("WeftLoadDiffusionModel", model_name="tiny_higen_expert.safetensors", dtype="fp32")[0]
+    assert translate(model=model, images=frames(1), steps=3).shape == (1, 4, 1, 4, 8)
+    with pytest.raises(
+        ValueError, match="makes videos around a picture, and was given none: sample the MODEL of HiGen"
+    ):
+        translate(model=model, steps=3)
+    prior = {"samples": image_vae.encode(cascade.resized(frames(3), 64, 32)).movedim(0, 1)[None][:, :, 1:2]}
+    content = comfy.run("WeftHiGenContent", motion="300", appearance=0.8, frames=3)[0]
+    guided = comfy.run("WeftHiGenTemporalReasoning", model=model, prior=prior, content=content)[0]
+    found = translate(model=guided, steps=3)
+    assert found.shape == (1, 4, 3, 4, 8) and found.isfinite().all()
+    assert not torch.equal(found, translate(model=guided, steps=3, seed=SEED + 1))
+    with pytest.raises(ValueError, match="ends at pure noise, .* a strength below 1"):
+        translate(model=guided, steps=3, strength=1.0)
+
+
 # Refusals, before any work
 
 

@@ -216,8 +216,14 @@ def test_settings_of_super_resolution_are_read():
         ({"norm_num_groups": 0}, "norm_num_groups is 0, expected a number"),
         ({"resnet_skip_time_act": True}, "must be activated once"),
         ({"resnet_out_scale_factor": 2.0, "mid_block_scale_factor": 1.0}, "mid_block_scale_factor is not"),
-        ({"attention_head_dim": 24}, r"cannot be built \(32 channels cannot be divided, heads of width 24\)"),
-        ({"addition_embed_type_num_heads": 7}, "48 channels cannot be divided, heads that pool the text: 7"),
+        (
+            {"attention_head_dim": 24},
+            r"\(attention_head_dim is 24, expected a divisor of 32, the width of a level with attention\)",
+        ),
+        (
+            {"addition_embed_type_num_heads": 7},
+            "addition_embed_type_num_heads is 7, expected a divisor of 48, the width of the text",
+        ),
     ],
 )
 def test_settings_of_other_networks_are_refused(pipeline, settings, message):
@@ -240,6 +246,12 @@ def test_heads_of_the_latent_stage_that_do_not_fit():
         settings = json.dumps({"transfromer_in_opt": True, "attention_head_dim": heads})
         with pytest.raises(CheckpointError, match="attention_head_dim is .*expected 4 numbers"):
             interpret("show-1-sr2", manifest("sr2"), {"unet": settings})
+    settings = json.dumps({"transfromer_in_opt": True, "attention_head_dim": [5, 10, 20, 48]})
+    said = (
+        r"^show-1-sr2: .*config.json .*\(attention_head_dim is 48, expected a divisor of 1280, the width of level 4\)"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        interpret("show-1-sr2", manifest("sr2"), {"unet": settings})
 
 
 def test_a_missing_shard_is_named(pipeline):

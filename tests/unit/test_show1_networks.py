@@ -266,9 +266,9 @@ def test_what_cannot_be_computed_is_refused():
     base = PixelUNet(dataclasses.replace(TINY, in_channels=3, noise_levels=0))
     with pytest.raises(ValueError, match="This stage knows no noise level"):
         base(x[:, :3], times, text, level)
-    with pytest.raises(ValueError, match="64 channels cannot be divided, heads of width 24"):
+    with pytest.raises(ValueError, match="head_width is 24, expected a divisor of the 64 channels there"):
         PixelUNet(dataclasses.replace(TINY, head_width=24))
-    with pytest.raises(ValueError, match="64 channels cannot be divided, temporal heads: 5"):
+    with pytest.raises(ValueError, match="temporal_heads is 5, expected a divisor of the 64 channels there"):
         PixelUNet(dataclasses.replace(TINY, temporal_heads=5))
 
 

@@ -163,3 +163,39 @@ def test_a_video_that_breaks_in_the_second_epoch_loses_no_step(folder, tmp_path)
         checkpoints.read(checkpoints.newest(tmp_path / name))["networks"]["vae"] for name in ("straight", "run")
     )
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_frames_may_be_wider_than_high(folder, tmp_path):
+    """They cover height and width and are cut in the middle; square settings stay as they were."""
+    assert FolderClips(data(folder, width=24, height=16), "train")[0][0].shape == (4, 16, 24, 3)
+    numbered(tmp_path / "grey" / "clip", 8)
+    wide, square = (
+        FolderClips(data(tmp_path / "grey", held_out=0, **more), "train")[0][0]
+        for more in ({"width": 24, "height": 10}, {"width": 20, "height": 20})
+    )
+    assert wide.shape == (4, 10, 24, 3) and square.shape == (4, 20, 20, 3)
+    plain = FolderClips(data(tmp_path / "grey", held_out=0, size=20), "train")[0][0]
+    assert np.array_equal(square, plain)
+    picture = np.zeros((20, 24, 3), np.uint8)
+    picture[8:12, 10:14] = 255
+    Image.fromarray(picture).save(tmp_path / "middle.png")
+    (tmp_path / "one" / "clip").mkdir(parents=True)
+    Image.fromarray(picture).save(tmp_path / "one" / "clip" / "1.png")
+    high = FolderClips(data(tmp_path / "one", frames=1, stride=1, held_out=0, width=12, height=20), "train")[0][0][0]
+    assert np.array_equal(high, picture[:, 6:18])
+
+
+def test_impossible_sides_are_refused():
+    table = read_table(TINY / "show1.toml")
+    table["data"] = {"kind": "folder", "path": "x", "frames": 8, "width": 20}
+    with pytest.raises(RecipeError, match="data.height: missing beside data.width, expected both, or data.size alone"):
+        read_recipe(table, "show1.toml")
+    table["data"]["height"] = 9
+    with pytest.raises(RecipeError, match=r"data.height / pixels.shrink: found 9, expected a multiple of 2"):
+        read_recipe(table, "show1.toml")
+    table["data"]["height"] = 10
+    assert read_recipe(table, "show1.toml").data.sides == {"height": 10, "width": 20}
+    table = read_table(TINY / "autoencoder.toml")
+    table["data"] = {"kind": "folder", "path": "x", "width": 24, "height": 16}
+    with pytest.raises(RecipeError, match="found 24 x 16, the task 'autoencoder' takes squares"):
+        read_recipe(table, "autoencoder.toml")

@@ -21,7 +21,7 @@ from weft.training.data.clips import open_clips
 from weft.training.export import DENOISERS, Trained
 from weft.training.settings import RecipeError
 from weft.training.show1_task import interpolation_cues, shrunk, super_resolution_cues, windows
-from weft.training.text import FrozenT5
+from weft.training.text import EncodedTexts, FrozenT5
 from weft.training.text_settings import T5Text
 from weft.training.text_to_video_task import p2_weights
 
@@ -330,3 +330,54 @@ def test_t5_gives_the_states_of_all_tokens_and_masks_padding(tmp_path):
     assert not any(weight.requires_grad for weight in text.network.parameters())
     with pytest.raises(RecipeError, match="text_encoder.path: nowhere is no folder with a T5 encoder"):
         FrozenT5(T5Text(path="nowhere"))
+
+
+def test_a_wide_clip_trains(tmp_path):
+    """From a folder of videos with another height than width."""
+    from weft.training.data.moving_shapes import MovingShapesConfig, write_dataset
+
+    write_dataset(tmp_path / "clips", 6, MovingShapesConfig(size=32, frames=3, count=6, seed=1))
+    table = read_table(TINY / "show1.toml")
+    table["data"] = {"kind": "folder", "path": str(tmp_path / "clips"), "width": 16, "height": 8, "frames": 3}
+    table["data"] |= {"held_out": 2}
+    task = start(read_recipe(table, "wide.toml"), tmp_path / "run", CPU).task
+    assert task.train_latents.take([0, 1])[0].shape == (2, 3, 3, 8, 16)
+    assert task.losses(batch_of(task), 0).objectives["denoiser"].isfinite()
+
+
+class Counting(torch.nn.Module):
+    """A text encoder that notes how many captions it is given, and that batches round differently."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, tokens):
+        self.seen.append(len(tokens))
+        return tokens[..., None].float() * 2 + len(tokens) * 1e-3
+
+
+def test_a_frozen_encoder_reads_each_caption_once():
+    encoder, tokens = Counting(), torch.tensor([[1, 2], [3, 4], [1, 2]])
+    encoded = EncodedTexts(encoder)
+    first, again = encoded(tokens), encoded(tokens.flip(0))
+    assert encoder.seen == [1, 1], "one at a time, whatever the batch"
+    assert torch.equal(first, again.flip(0)) and torch.equal(first, tokens[..., None] * 2 + 1e-3)
+    little = EncodedTexts(Counting(), most=8)
+    little(tokens), little(tokens)
+    assert little.network.seen == [1] * 3 and little.bytes == 8, "only what fits is kept"
+
+
+def test_only_frozen_encoders_are_remembered(tmp_path):
+    task = start(recipe_of("base"), tmp_path / "trained", CPU).task
+    assert task._encoded is None
+    start(recipe_of("base"), tmp_path / "trained", CPU).run()
+    given = {"kind": "given", "path": str(tmp_path / "trained")}
+    table = read_table(TINY / "show1.toml")
+    table["text_encoder"] = given
+    task = start(read_recipe(table, "given.toml"), tmp_path / "given", CPU).task
+    tokens = task.tokens[:3]
+    with torch.no_grad():
+        plain = task.text_encoder(tokens)
+    torch.testing.assert_close(task._encode_text(task.networks, tokens), plain, rtol=0, atol=1e-5)
+    assert task._encoded.bytes > 0

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import FolderData
+from ..config import FolderData, frame_size
 from ..settings import InputError, RecipeError
 from .captions import Split
 from .video_files import count_frames, read_frames
@@ -120,7 +120,7 @@ class FolderClips:
         rng = np.random.default_rng((self.settings.seed, epoch, index))
         start = int(rng.integers(self.lengths[index] - self.needed + 1))
         frames = self.sources[index].frames(range(start, start + self.needed, self.settings.stride))
-        return np.stack([_square(frame, self.settings.size) for frame in frames]), self.captions[index]
+        return np.stack([_cropped(frame, *frame_size(self.settings)) for frame in frames]), self.captions[index]
 
     def texts(self, count: int) -> list[str]:
         """The captions of the first `count` clips."""
@@ -219,10 +219,10 @@ def _read_image(path: Path) -> av.VideoFrame:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _square(frame: av.VideoFrame, size: int) -> np.ndarray:
-    """Short side to `size`, centre crop: uint8 (size, size, 3)."""
-    factor = Fraction(size, min(frame.width, frame.height))
-    width, height = max(size, round(frame.width * factor)), max(size, round(frame.height * factor))
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    top, left = (height - size) // 2, (width - size) // 2
-    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+def _cropped(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    """Resized to cover height and width, centre crop: uint8 (height, width, 3)."""
+    factor = max(Fraction(width, frame.width), Fraction(height, frame.height))
+    wide, high = max(width, round(frame.width * factor)), max(height, round(frame.height * factor))
+    pixels = frame.to_ndarray(format="rgb24", width=wide, height=high)
+    top, left = (high - height) // 2, (wide - width) // 2
+    return np.ascontiguousarray(pixels[top : top + height, left : left + width])
