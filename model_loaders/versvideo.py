@@ -27,6 +27,7 @@ SPACINGS: dict[str, Spacing] = {"sqrt_spacing": "roots", "linear_equal_spacing":
 FORMAT, VERSION = "versvideo", 1
 HEADS = 8
 _MARK = "input_blocks.1.0.in_layers.2.gate"
+_CLIP = "cond_stage_model.transformer."
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "")
 
 EXCITATION: tuple[Rule, ...] = (
@@ -271,6 +272,8 @@ def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bo
 def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], options: ReadOptions) -> Checkpoint:
     if options.ema:
         raise CheckpointError(f"{name} has no averaged (EMA) weights beside its own: choose the training weights.")
+    if (version := metadata.get("format_version", str(VERSION))) != str(VERSION):
+        raise CheckpointError(f"{name} has format_version {version}, expected {VERSION}: update the pack.")
     try:
         component = unet_component(_denoiser(tensors), int(metadata.get("heads", HEADS)))
     except ValueError as error:
@@ -283,9 +286,6 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
         if part := strip_prefix(tensors, prefix):
             components[role] = Component(None, network, part)
     return Checkpoint(name, "versvideo", components, LATENT, _schedule(name, metadata), dict(metadata))
-
-
-_CLIP = "cond_stage_model.transformer."
 
 
 def _schedule(name: str, metadata: Mapping[str, str]) -> NoiseSchedule:

@@ -101,7 +101,10 @@ class MultiExcitation(nn.Module):
         device: torch.device | str | None = None,
         operations: type[TorchOperations] = TorchOperations,
     ) -> None:
+        """ValueError where the squeeze does not divide the channels."""
         super().__init__()
+        if in_channels % SQUEEZE:
+            raise ValueError(f"{in_channels} channels cannot be squeezed by {SQUEEZE}")
         layer: LayerKeywords = {"dtype": dtype, "device": device}
         build: BuildKeywords = {**layer, "operations": operations}
         self.operations = operations

@@ -105,6 +105,8 @@ class SpaceTimeAttention(nn.Module):
         super().__init__()
         build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
         heads, context = config.heads, config.context_width
+        if channels % heads:
+            raise ValueError(f"{channels} channels cannot be divided, heads: {heads}")
         within = BlockChain(
             SpatialBlock(channels, heads, context, experts=config.spatial_experts, **build) for _ in range(config.depth)
         )
