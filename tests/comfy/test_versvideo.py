@@ -15,10 +15,12 @@ def trained(comfy):
         model_channels=32, channel_mult=(1, 2), attention_factors=(1,), context_width=12, heads=4,
         spatial_experts=3, temporal_experts=2,
     )  # fmt: skip
+    path = comfy.base / "models" / "diffusion_models" / "vers.safetensors"
+    path.parent.mkdir(exist_ok=True)
     with torch.inference_mode(False):
         torch.manual_seed(0)
         network = versvideo.VersVideoUNet(config).eval()
-        files.save_unet(comfy.base / "models" / "diffusion_models" / "vers.safetensors", network, files.SCHEDULE)
+        files.save_unet(path, network, files.SCHEDULE)
     return "vers.safetensors", network, files.SCHEDULE
 
 

@@ -174,7 +174,7 @@ OVER_TIME = "input_blocks.1.1.temporal.transformer_blocks.1.ff."
     ("drop", "change", "message"),
     [
         (f"{FF}experts.2.", {}, "middle_block.1.transformer_blocks.0.ff has 2, expected as many in all"),
-        (f"{OVER_TIME}experts.1.", {}, "has 1 temporal experts and .* has 2, expected as many"),
+        (f"{OVER_TIME}experts.1.", {}, "has 2 temporal experts and .* has 1, expected as many"),
         (f"{FF}experts.1.net.2.bias", {}, "ff has 3 experts, but net.2.bias of number 1 is missing"),
         (f"{FF}experts.", {f"{FF}net.2.bias": (64,)}, "spatial experts .* has 1, expected as many in all"),
         ("", {f"{FF}experts.1.net.2.bias": (65,)}, r"different shapes in net.2.bias: \[\(64,\), \(65,\)\]"),
