@@ -25,6 +25,7 @@ from ..kernels.networks.lvdm import (
     TextToVideoUNetConfig,
 )
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
+from ..kernels.networks.versvideo import VersVideoUNet, VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
@@ -42,6 +43,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "HiGenUNet": (HiGenUNet, HiGenUNetConfig),
     "SpaceTimeUNet": (SpaceTimeUNet, SpaceTimeUNetConfig),
     "PixelUNet": (PixelUNet, PixelUNetConfig),
+    "VersVideoUNet": (VersVideoUNet, VersVideoUNetConfig),
     "VideoAutoencoder": (VideoAutoencoder, VideoAutoencoderConfig),
     "CaptionEncoder": (CaptionEncoder, CaptionEncoderConfig),
     "VideoFeatures": (VideoFeatures, VideoFeaturesConfig),

@@ -19,7 +19,8 @@ class KeyMap:
     Attributes:
         rules: substitutions (pattern, replacement), all applied, in this order. A name that ends in `#k` afterwards is
             part k of a tensor that is concatenated from several along its first axis.
-        axes: (pattern of our names, number of axes): tensors that were released with more axes, of length one.
+        axes: (pattern of our names, number of axes): tensors that were released with more axes, of length one, or with
+            fewer, and get such axes at their end.
     """
 
     rules: tuple[Rule, ...]
@@ -52,10 +53,13 @@ def _joined(pieces: list[Tensor]) -> Tensor:
 
 
 def _with_axes(tensor: Tensor, count: int) -> Tensor:
-    """Drop axes of length one behind the first two until `count` are left; longer ones stay and are then reported."""
+    """Drop axes of length one behind the first two until `count` are left, or add some.
+
+    Longer ones stay and are then reported.
+    """
     while tensor.ndim > count and 1 in tensor.shape[2:]:
         tensor = tensor.squeeze(2 + tensor.shape[2:].index(1))
-    return tensor
+    return tensor[(..., *[None] * (count - tensor.ndim))]
 
 
 def strip_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

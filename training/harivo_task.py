@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..kernels.layers.attention import FeedForward
 from ..kernels.layers.transformers import TemporalBlock, Transformer
 from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
 from ..kernels.sampling.schedules import add_noise
@@ -188,7 +189,8 @@ def start_motion(network: MotionNetwork, settings: MotionStart) -> None:
             for attention in (module.attention1, module.attention2):
                 queries, *_ = attention.qkv.weight.data.chunk(3)
                 queries.mul_(settings.frame_focus)
-            module.feed_forward.inner.weight.data.mul_(settings.feed_forward_gain)
+        elif isinstance(module, FeedForward):
+            module.inner.weight.data.mul_(settings.feed_forward_gain)
     if network.mapping is not None:
         for layer in (network.mapping.convs[1], network.mapping.project_out):
             for parameter in layer.parameters():

@@ -30,9 +30,11 @@ class TorchOperations:
         return F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def weights(module: nn.GroupNorm, like: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor]]:
-        """Weight and bias of a norm, ready to be used together with the tensor `like` while the context is open."""
-        return nullcontext((module.weight, module.bias))
+    def weights(
+        module: nn.GroupNorm | nn.Conv2d | nn.Linear, like: Tensor
+    ) -> AbstractContextManager[tuple[Tensor, Tensor]]:
+        """Weight and bias of a layer, ready to be used together with the tensor `like` while the context is open."""
+        return nullcontext((module.weight, module.bias))  # type: ignore[arg-type] # no bias is asked for without one
 
 
 class LayerKeywords(TypedDict):

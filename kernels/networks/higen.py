@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.attention import CrossAttention, FeedForward, SelfAttention
-from ..layers.chunking import add_residual
+from ..layers.attention import CrossAttention, FeedForward
 from ..layers.embeddings import Perceptron, sinusoid
 from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
 from ..layers.resnet import ClipNorm, Downsample, ResidualBlock, Step, Upsample
 from ..layers.temporal import TemporalConvolution
-from ..layers.transformers import TemporalBlock, Transformer
+from ..layers.transformers import SpatialBlock, TemporalBlock, Transformer
 from .skeleton import Blocks, Skeleton
 
 SIMILARITIES = 32
@@ -105,44 +104,6 @@ class SpaceTimeResidual(nn.Module):
         return self.temporal(x, step.frames) if step.over_time else x
 
 
-class SpatialBlock(nn.Module):
-    """Self-attention within frames, attention on the text, feed-forward, each pre-norm residual."""
-
-    def __init__(
-        self,
-        channels: int,
-        heads: int,
-        config: SpaceTimeUNetConfig,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-        operations: type[TorchOperations] = TorchOperations,
-    ) -> None:
-        super().__init__()
-        layer: LayerKeywords = {"dtype": dtype, "device": device}
-        build: BuildKeywords = {**layer, "operations": operations}
-        self.spatial_norm = operations.LayerNorm(channels, **layer)
-        self.spatial = SelfAttention(channels, heads, **build)
-        self.text_norm = operations.LayerNorm(channels, **layer)
-        self.text = CrossAttention(channels, config.context_width, heads, **build)
-        self.feed_forward_norm = operations.LayerNorm(channels, **layer)
-        self.feed_forward = FeedForward(channels, **build)
-
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        """x (B*T, P, C) -> same shape; overwritten unless gradients are recorded."""
-        assert step.context is not None  # held by the network's `forward`
-        _, pixels, channels = x.shape
-        x = add_residual(x, lambda part: self.spatial(self.spatial_norm(part)), 0, 6 * pixels * channels)
-        # All frames of a video are queries on its one text: keys and values are never repeated.
-        text = self.text.keys_values(step.context)
-        queries = x.view(-1, step.frames * pixels, channels)
-        width = queries.shape[0] * 5 * channels
-        x = add_residual(queries, lambda part: self.text(self.text_norm(part), text), 1, width).view_as(x)
-        rows = x.view(-1, channels)
-        rows = add_residual(rows, lambda part: self.feed_forward(self.feed_forward_norm(part)), 0, 14 * channels)
-        return rows.view_as(x)
-
-
 class SpaceTimeTransformers(nn.Module):
     """A transformer within frames, then one over time."""
 
@@ -159,7 +120,7 @@ class SpaceTimeTransformers(nn.Module):
         super().__init__()
         build: BuildKeywords = {"dtype": dtype, "device": device, "operations": operations}
         groups = config.norm_groups
-        block = SpatialBlock(channels, heads, config, **build)
+        block = SpatialBlock(channels, heads, config.context_width, **build)
         self.spatial = Transformer(channels, channels, block, clip_norm=False, groups=groups, **build)
         over_time = TemporalBlock(channels, heads, **build)
         self.temporal = Transformer(channels, channels, over_time, clip_norm=True, groups=groups, **build)
