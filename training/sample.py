@@ -43,7 +43,8 @@ class Sampler:
             _add_image_model(trained.networks, Path(trained.recipe.image_model.path))
         if "vae" not in trained.networks or "text_encoder" not in trained.networks:
             raise InputError(f"{source}: its autoencoder or text encoder is not its own; sample with ComfyUI")
-        self.recipe, self.device = trained.recipe, device
+        self.recipe: DiffusionRecipe = trained.recipe
+        self.device = device
         self.scale, self.shift = trained.facts["scale"], trained.facts["shift"]
         networks = {role: network.to(device) for role, network in trained.networks.items()}
         self.unet = networks["diffusion_model"]
