@@ -252,16 +252,13 @@ def _sample(options: argparse.Namespace) -> int:
 def _sampler(options: argparse.Namespace) -> tuple[MakesVideos, list[str]]:
     """What makes the videos, and their captions."""
     sources = options.sources
-    sampler: MakesVideos
-    if opens(sources[0]):
-        sampler = CascadeSampler(sources, options.device)
-        given = sampler.captions(options.count)
-        if given and options.caption:
-            raise InputError("--caption: this stage goes on from held-out clips with captions; begin with keyframes")
-        if given:
-            return sampler, given
-    elif len(sources) > 1:
-        raise InputError(f"found {len(sources)} runs, expected one, or neighbouring stages of Show-1")
-    else:
-        sampler = Sampler(sources[0], options.device)
-    return sampler, options.caption or held_out_captions(options.count, options.seed)
+    captions = options.caption or held_out_captions(options.count, options.seed)
+    if not opens(sources[0]):
+        if len(sources) > 1:
+            raise InputError(f"found {len(sources)} runs, expected one, or neighbouring stages of Show-1")
+        return Sampler(sources[0], options.device), captions
+    cascade = CascadeSampler(sources, options.device)
+    given = cascade.captions(options.count)
+    if given and options.caption:
+        raise InputError("--caption: this stage goes on from held-out clips with captions; begin with keyframes")
+    return cascade, given or captions

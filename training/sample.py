@@ -100,7 +100,10 @@ def _add_image_model(networks: dict[str, nn.Module], path: Path) -> None:
 class MakesVideos(Protocol):
     """What videos are made with."""
 
-    recipe: DiffusionRecipe
+    @property
+    def recipe(self) -> DiffusionRecipe:
+        """Of the network that makes the last frames."""
+        ...
 
     def __call__(self, captions: list[str], steps: int, guidance: float, seed: int, first: int = 0) -> Tensor:
         """Captions (B), the first of which is so many-th -> uint8 frames (B, T, H, W, 3)."""

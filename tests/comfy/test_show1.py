@@ -104,7 +104,7 @@ def test_a_trained_stage_is_loaded_with_its_text_encoder(comfy, tmp_path, stage,
 
 
 def sampled(comfy, model, clip, levels):
-    """Two steps of KSampler and of Release Sampler, from random weights: finite, and guidance is seen."""
+    """Two steps of KSampler and of Release Sampler with weights of one step of training: whether videos come of it."""
     import node_helpers
 
     latent = comfy.run("WeftEmptyVideoLatent", model=model, width=16, height=16, frames=5)[0]
@@ -120,4 +120,4 @@ def sampled(comfy, model, clip, levels):
     guider = comfy.run("CFGGuider", **text, cfg=3.0)[0]
     released = comfy.run("SamplerCustomAdvanced", **walk, guider=guider, latent_image=latent)[0]["samples"]
     shape = (1, 3, 5, 16, 16)
-    return all(part.shape == shape and part.isfinite().all() and part.std() > 0.01 for part in (stock, released))
+    return all(part.shape == shape and part.isfinite().all() and part.std() > 1e-4 for part in (stock, released))
