@@ -19,13 +19,14 @@ class Blocks:
 
     Attributes:
         residual: (in channels, out channels) -> residual block, called with (x, step).
-        attention: (channels, level) -> attention block, called with (x, step); the middle is of the last level.
+        attention: (channels, level) -> attention block, called with (x, step), or none; the middle is of the last
+            level.
         downsample: (channels) -> halving, called with (x, step).
         upsample: (channels) -> doubling, called with (x, step, size).
     """
 
     residual: Callable[[int, int], nn.Module]
-    attention: Callable[[int, int], nn.Module]
+    attention: Callable[[int, int], nn.Module | None]
     downsample: Callable[[int], nn.Module]
     upsample: Callable[[int], nn.Module]
 
