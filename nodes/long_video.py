@@ -181,5 +181,4 @@ class SaveLongVideo(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)]))
 
 
-# Not offered yet: a node becomes part of the pack (`NODES`) with the workflow that runs it.
-HELD_BACK = [ExtendVideo, SaveLongVideo]
+NODES = [ExtendVideo, SaveLongVideo]
