@@ -146,13 +146,14 @@ def test_gradients_reach_every_weight():
 
 @torch.no_grad()
 def test_clips_of_a_batch_are_independent(relative_error):
-    network = tiny_network()
-    x = torch.randn(2, 3, 4, 8, 12)
+    """In float64: in float32 the processor decides how far one clip alone is rounded otherwise (1.1e-5 was seen)."""
+    network = tiny_network().double()
+    x = torch.randn(2, 3, 4, 8, 12, dtype=torch.float64)
     mean = network.encode(x)
     alone = torch.cat([network.encode(clip) for clip in x.split(1)])
-    assert relative_error(alone, mean) < 1e-5
+    assert relative_error(alone, mean) < 1e-12
     decoded = torch.cat([network.decode(z) for z in mean.split(1)])
-    assert relative_error(decoded, network.decode(mean)) < 1e-5
+    assert relative_error(decoded, network.decode(mean)) < 1e-12
 
 
 def test_input_is_not_changed():
