@@ -90,22 +90,34 @@ class ExtendVideo(io.ComfyNode):
         **settings: object,
     ) -> io.NodeOutput:
         """Plan, and sample what is not on disk."""
-        from ..kernels.sampling.curves import parse_lines
-        from ..model_loaders.bridge.extension import Extension, Script, extend
+        from ..model_loaders.bridge.extension import Extension, extend
         from ..model_loaders.bridge.fingerprint import graph_fingerprint
         from ..model_loaders.bridge.segments import Segments
 
-        lines = parse_lines(prompts)
-        if lines and clip is None:
-            raise ValueError("prompts has texts, and nothing encodes them: connect the model's CLIP to clip.")
+        script = script_of(prompts, clip)
         graph = graph_fingerprint(getattr(cls.hidden, "prompt", None), getattr(cls.hidden, "unique_id", None))
         folder = segments_folder(segments)
 
         def opened(inputs: dict[str, str]) -> Segments:
             return Segments(folder, {"graph": graph, **inputs})
 
-        extension, script = Extension(**settings), Script(lines, clip)  # type: ignore[arg-type]
+        extension = Extension(**settings)  # type: ignore[arg-type]
         return io.NodeOutput(extend(guider, sampler, sigmas, start, extension, script, opened if folder else None))
+
+
+def script_of(prompts: str, clip: object) -> object:
+    """The texts along a video.
+
+    Raises:
+        ValueError: they cannot be read, or nothing encodes them.
+    """
+    from ..kernels.sampling.curves import parse_lines
+    from ..model_loaders.bridge.extension import Script
+
+    lines = parse_lines(prompts)
+    if lines and clip is None:
+        raise ValueError("prompts has texts, and nothing encodes them: connect the model's CLIP to clip.")
+    return Script(lines, clip)
 
 
 def segments_folder(name: str) -> Path | None:
