@@ -17,7 +17,7 @@ from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
 from .config import HarivoRecipe
 from .image_model_task import ImageModelTask
-from .image_task import captions_with_places, tokens_with_places
+from .image_task import captions_with_places, single_frames, tokens_with_places
 from .latents import Latents
 from .motion_losses import (
     ContrastiveProjection,
@@ -31,7 +31,7 @@ from .moving_unet import MovingUNet, UNet2DConditionModel
 from .operations import TrainingOperations
 from .settings import RecipeError
 from .start_settings import MotionStart
-from .task import Losses
+from .task import Batch, Losses
 from .text import TextEncoder
 
 
@@ -59,6 +59,27 @@ class HarivoTask(ImageModelTask):
         trained = (self.networks | self.companions).values()
         return {"denoiser": [weight for network in trained for weight in network.parameters()]}
 
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """Those of whole clips; in the recipe's first steps that of the frame tokens alone."""
+        alone = step < self.recipe.losses.tokens_first
+        return self._tokens_alone(batch) if alone else super().losses(batch, step)
+
+    def _tokens_alone(self, batch: Batch) -> Losses:
+        """With a clip's caption and the tokens of a frame, the image model predicts what it does with the frame's own.
+
+        Only the tokens' number tells this frame from others, so that one of each clip is enough.
+        """
+        numbers = torch.arange(batch[0].shape[2], device=self.device).expand(len(batch[0]), -1)
+        mean, logvar, words, placed, frames = single_frames((*batch, numbers))
+        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        times, words, noise = self._draw(latents, words)
+        noisy, context = add_noise(self.schedule, latents, times, noise), self._encode_text({}, words)
+        assert self.unet.tokens is not None
+        own = self.unet.tokens(context).take_along_dim(frames[..., None, None], dim=1).squeeze(1)
+        predicted = self._still(noisy, times, torch.cat([context, own], dim=1))
+        total = self._taught(predicted, self._frame_by_frame(noisy, times, placed), words, times, latents)
+        return Losses({"denoiser": total}, {"loss": total, "places": total})
+
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
         """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4).
 
@@ -76,9 +97,8 @@ class HarivoTask(ImageModelTask):
             metrics["attention"] = temporal_regularized_self_attention(changes)
             total = total + weights.attention * metrics["attention"]
         if weights.places:
-            named = (tokens != self.empty_tokens).any(dim=1)
             taught = self._frame_by_frame(noisy, times, cues["frame_tokens"])
-            metrics["places"] = self._weighted(named * _distances(predicted, taught), times, latents)
+            metrics["places"] = self._taught(predicted, taught, tokens, times, latents)
             total = total + weights.places * metrics["places"]
         if weights.image:
             alone = self.moving(self.unet, noisy, times, context, still=True)
@@ -94,12 +114,21 @@ class HarivoTask(ImageModelTask):
 
     def _frame_by_frame(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         """What the image model predicts, without gradients, for frames with captions of their own (B, F, N)."""
+        with torch.no_grad():
+            return self._still(noisy, times, self.text_encoder(tokens.flatten(0, 1)))
+
+    def _still(self, noisy: Tensor, times: Tensor, context: Tensor) -> Tensor:
+        """What the image model predicts for frames, each with its own text ((B F), N, D)."""
         frames = noisy.shape[2]
         rows = noisy.transpose(1, 2).flatten(0, 1)
-        with torch.no_grad():
-            context = self.text_encoder(tokens.flatten(0, 1))
-            out: Tensor = self.image_unet(rows, times.repeat_interleave(frames), context, return_dict=False)[0]
+        out: Tensor = self.image_unet(rows, times.repeat_interleave(frames), context, return_dict=False)[0]
         return out.unflatten(0, (-1, frames)).transpose(1, 2)
+
+    def _taught(self, predicted: Tensor, taught: Tensor, tokens: Tensor, times: Tensor, latents: Tensor) -> Tensor:
+        """Mean squared distance to what is taught, weighted like errors; without a caption (B, N) nothing is taught."""
+        named = (tokens != self.empty_tokens).any(dim=1)
+        distances = (predicted.float() - taught.float()).square().mean(dim=(1, 2, 3, 4))
+        return self._weighted(named * distances, times, latents)
 
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""
@@ -139,11 +168,6 @@ class HarivoTask(ImageModelTask):
 
     def _check_image_model(self) -> None:
         check_layout(self.image_unet, self.recipe.image_model.path)
-
-
-def _distances(predicted: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared difference of each clip (B,)."""
-    return (predicted.float() - wanted.float()).square().mean(dim=(1, 2, 3, 4))
 
 
 def check_layout(unet: UNet2DConditionModel, path: str) -> None:

@@ -43,4 +43,10 @@ class MotionLosses:
         doc="close to what the image model predicts for each frame when its caption says where things are; Moving "
         "Shapes only, and an image model that knows words for places",
     )
+    tokens_first: int = setting(
+        0,
+        minimum=0,
+        doc="steps in which the frame tokens learn alone from `places`, on one frame of each clip: many in little "
+        "time; motion modules and mapping network begin after them",
+    )
     queue: int = setting(1024, minimum=1, doc="features of earlier clips that L_DC compares with")

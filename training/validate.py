@@ -207,6 +207,11 @@ def _validate_pixel_network(network: PixelUNetConfig) -> None:
 
 def _validate_motion(recipe: HarivoRecipe) -> None:
     _validate_places(recipe.data, "losses.places", recipe.losses.places)
+    if recipe.losses.tokens_first and not (recipe.losses.places and recipe.network.frame_tokens):
+        raise RecipeError(
+            f"losses.tokens_first: found {recipe.losses.tokens_first} with losses.places = {recipe.losses.places} and "
+            f"network.frame_tokens = {recipe.network.frame_tokens}, expected more than 0 of both: these are what learns"
+        )
     frames, schedule = recipe.data.frames, recipe.schedule
     if frames < 2:
         raise RecipeError(f"data.frames: found {frames}, expected at least 2")

@@ -163,6 +163,41 @@ def test_the_image_model_teaches_where_things_are(models, tmp_path):
         assert task.validate(task.networks)["loss"] > 0
 
 
+def test_frame_tokens_learn_first(models, tmp_path):
+    """From single frames, with the numbers of these; then everything learns from clips."""
+    taught = {**models, "image_model": image_model(tmp_path / "image.safetensors", places=True)}
+    changes = (*NO_LOSSES, "losses.places=1", "losses.tokens_first=1", "diffusion.caption_dropout=0")
+    task = start(recipe_of(taught, *changes), tmp_path / "run", CPU).task
+    rows = []
+    task.image_unet.register_forward_pre_hook(lambda module, inputs: rows.append(inputs))
+    batch = batch_of(task)
+    for step in range(2):
+        task.unet.zero_grad()
+        losses = task.losses(batch, step)
+        losses.objectives["denoiser"].backward(inputs=task.parameters()["denoiser"])
+        learned = {name.split(".")[0] for name, weight in task.unet.named_parameters() if weight.grad is not None}
+        assert learned == (
+            {"tokens"} if step == 0 else {name.split(".")[0] for name, _ in task.unet.named_parameters()}
+        )
+    clips, frames = len(batch[0]), task.recipe.data.frames
+    assert [len(inputs[0]) for inputs in rows] == [clips, clips, clips * frames, clips * frames]
+    # Which frame it is says how the text goes on: the tokens of this frame behind the caption's.
+    taught_rows, told = (inputs[2] for inputs in rows[:2])
+    if taught_rows.shape[1] > told.shape[1]:
+        taught_rows, told = told, taught_rows
+    of_clips = task.unet.tokens(told[:, : taught_rows.shape[1]])
+    here = (of_clips == told[:, None, taught_rows.shape[1] :]).flatten(2).all(dim=2)
+    assert here.any(dim=1).all()
+
+
+def test_frame_tokens_that_learn_first_must_exist_and_be_taught(models):
+    for changes in (("losses.places=0",), ("losses.places=1", "network.frame_tokens=0")):
+        with pytest.raises(
+            RecipeError, match="losses.tokens_first: found 5 with losses.places = .* expected more than"
+        ):
+            recipe_of(models, "losses.tokens_first=5", *changes)
+
+
 def test_where_things_are_needs_words_and_data_that_say_it(models, tmp_path):
     with pytest.raises(RecipeError, match="losses.places: the given text encoder has no words for places"):
         start(recipe_of(models, "losses.places=1"), tmp_path / "run", CPU)
