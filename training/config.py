@@ -17,6 +17,7 @@ from ..model_loaders.image_unet import ImageUNetConfig
 from .control_settings import EdgeHints
 from .data.moving_shapes import MovingShapesConfig
 from .higen_settings import Cues, Pictures
+from .image_settings import PictureCaptions, PictureTeacher
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .settings import RecipeError, Table, read_section, section, setting
 from .show1_settings import Conditioning, PixelFrames, Stage
@@ -314,18 +315,6 @@ class HiGenRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureCaptions:
-    """What pictures are called, when they are frames of clips."""
-
-    places: float = setting(
-        0.0,
-        minimum=0,
-        maximum=1,
-        doc="share of pictures of Moving Shapes whose captions say where things are instead of where they go",
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageRecipe:
     """An image model in Stable Diffusion's layout on single frames of clips."""
 
@@ -337,6 +326,7 @@ class ImageRecipe:
     network: ImageUNetConfig = setting(doc="the UNet")
     text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     captions: PictureCaptions = section(PictureCaptions, doc="what pictures are called")
+    teacher: PictureTeacher = section(PictureTeacher, doc="a model that is learned from beside the noise")
     initialization: ImageStart = section(ImageStart, doc="how the UNet starts")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")

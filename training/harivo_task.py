@@ -17,7 +17,7 @@ from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
 from .config import HarivoRecipe
 from .image_model_task import ImageModelTask
-from .image_task import captions_with_places, single_frames, tokens_with_places
+from .image_task import captions_with_places, tokens_with_places
 from .latents import Latents
 from .motion_losses import (
     ContrastiveProjection,
@@ -65,19 +65,16 @@ class HarivoTask(ImageModelTask):
         return self._tokens_alone(batch) if alone else super().losses(batch, step)
 
     def _tokens_alone(self, batch: Batch) -> Losses:
-        """With a clip's caption and the tokens of a frame, the image model predicts what it does with the frame's own.
-
-        Only the tokens' number tells this frame from others, so that one of each clip is enough.
-        """
-        numbers = torch.arange(batch[0].shape[2], device=self.device).expand(len(batch[0]), -1)
-        mean, logvar, words, placed, frames = single_frames((*batch, numbers))
+        """With a clip's caption and the tokens of a frame, the image model predicts what it does with its own one."""
+        mean, logvar, words, placed = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
         times, words, noise = self._draw(latents, words)
         noisy, context = add_noise(self.schedule, latents, times, noise), self._encode_text({}, words)
         assert self.unet.tokens is not None
-        own = self.unet.tokens(context).take_along_dim(frames[..., None, None], dim=1).squeeze(1)
-        predicted = self._still(noisy, times, torch.cat([context, own], dim=1))
-        total = self._taught(predicted, self._frame_by_frame(noisy, times, placed), words, times, latents)
+        frames = latents.shape[2]
+        text = self.unet.tokens.append(context.repeat_interleave(frames, dim=0), frames)
+        predicted, taught = self._still(noisy, times, text), self._frame_by_frame(noisy, times, placed)
+        total = self._taught(predicted, taught, words, times, latents)
         return Losses({"denoiser": total}, {"loss": total, "places": total})
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:

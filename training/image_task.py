@@ -5,9 +5,14 @@ Shapes: B clips, Z latent channels, T, H, W latents.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.networks.caption_encoder import CaptionEncoder
+from ..kernels.sampling.schedules import add_noise, sigma_of
 from .config import ImageRecipe
 from .data.captions import PLACE_WORDS
 from .data.clips import Clips
@@ -17,6 +22,7 @@ from .image_unet import ImageUNet, start_image_unet
 from .preference import OtherCaptions, OtherPictures
 from .settings import RecipeError, Table
 from .task import Batch, Losses
+from .teacher import KEY, Teacher
 from .text import FrozenCaptions, TextEncoder
 from .text_to_video_task import TextToVideoTask
 
@@ -28,19 +34,65 @@ class ImageTask(TextToVideoTask):
 
     _with_places: Tensor | None = None
     """Tokens of the captions that say where things are in every frame (clips, T, N), where there are such."""
+    _teacher: Teacher | None = None
+
+    def __init__(self, recipe: ImageRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
+        super().__init__(recipe, folder, device, mixed)
+        if recipe.teacher.path:
+            self._teacher = self._open_teacher()
+            styles = [self._shapes.clip(index).style for index in range(self.clip_count)]
+            self._familiar = torch.tensor([style in recipe.teacher.styles for style in styles])
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
-        """Moments (B, Z, T, H, W) twice, tokens (B, N), and where there are such, those with places (B, T, N)."""
-        clips = super().batch(indices, epochs)
-        return clips if self._with_places is None else (*clips, self._with_places[indices])
+        """Moments (B, Z, T, H, W) twice, tokens (B, N), whether the teacher knows them (B,); and where captions say
+        where things are, these (B, T, N)."""
+        places = () if self._with_places is None else (self._with_places[indices],)
+        familiar = torch.zeros(len(indices), dtype=torch.bool) if self._teacher is None else self._familiar[indices]
+        return *super().batch(indices, epochs), familiar, *places
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """Weighted mean squared error of the noise."""
-        mean, logvar, tokens, *places = single_frames(batch)
+        """Weighted mean squared error of the noise, or of what a teacher says it is."""
+        mean, logvar, tokens, familiar, *places = batch
+        mean, logvar, tokens, *places = single_frames((mean, logvar, tokens, *places))
         if places:
             chosen = torch.rand(len(tokens), 1, device=tokens.device) < self.recipe.captions.places
             tokens = torch.where(chosen, places[0].squeeze(1), tokens)
-        return super().losses((mean, logvar, tokens), step)
+        if self._teacher is None:
+            return super().losses((mean, logvar, tokens), step)
+        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        return self._taught(self._teacher, latents, tokens, familiar & self._teacher.knows(tokens))
+
+    def _taught(self, teacher: Teacher, latents: Tensor, tokens: Tensor, taught: Tensor) -> Losses:
+        """The error of the noise; where `taught` (B,), that of what the teacher predicts, partly for other shapes."""
+        settings, preference = self.recipe.teacher, self._preference(latents, tokens)
+        changed = taught & (torch.rand(len(taught), device=taught.device) < settings.other_shapes)
+        tokens = torch.where(changed[:, None], teacher.with_other_shapes(tokens), tokens)
+        times, tokens, noise = self._draw(latents, tokens)
+        noisy, target = add_noise(self.schedule, latents, times, noise), noise.clone()
+        if taught.any():
+            scale, shift = self.facts["scale"], self.facts["shift"]
+            given = (latents[taught] / scale - shift, times[taught], noise[taught], tokens[taught])
+            clean = (teacher.clean(*given) + shift) * scale
+            sigma = sigma_of(self.schedule.alphas_cumprod().to(latents)[times[taught]]).view(-1, 1, 1, 1, 1)
+            target[taught] = noise[taught] + (latents[taught] - clean) / sigma
+        predicted = self._predict(self.unet, noisy, times, self._encode_text(self.networks, tokens))
+        errors = F.mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
+        metrics = {"loss": errors.mean()}
+        if taught.any():
+            metrics["taught"] = errors[taught].mean()
+        total = self._weighted(torch.where(taught, settings.weight, 1.0) * errors, times, latents)
+        losses = Losses({"denoiser": total}, metrics)
+        return losses if preference is None else self._with_preference(losses, preference)
+
+    def _open_teacher(self) -> Teacher:
+        if not isinstance(self.text_encoder, CaptionEncoder):
+            raise RecipeError(f"{KEY}: a teacher reads captions as words, the recipe's text encoder does not")
+        return Teacher(self.recipe.teacher, self.schedule, self.text_encoder.config, self.device)
+
+    @property
+    def _shapes(self) -> MovingShapes:
+        assert isinstance(self.clips, MovingShapes)
+        return self.clips
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
         if not self.recipe.captions.places:

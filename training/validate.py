@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DiffusionRecipe,
         FeaturesRecipe,
         HarivoRecipe,
+        ImageRecipe,
         Recipe,
         Show1Recipe,
     )
@@ -44,6 +45,7 @@ def validate(recipe: Recipe, name: str) -> None:
             elif recipe.task == "image":
                 _validate_image(recipe.network)
                 _validate_places(recipe.data, "captions.places", recipe.captions.places)
+                _validate_teacher(recipe)
             elif recipe.task == "show1":
                 _validate_stage(recipe)
             elif recipe.task == "expert":
@@ -277,6 +279,15 @@ def _widths(model_channels: int, channel_mult: tuple[float, ...], attention_fact
 def _validate_places(data: Data, key: str, share: float) -> None:
     if share and data.kind != "moving_shapes":
         raise RecipeError(f"{key}: found {share} with data of kind {data.kind!r}, expected moving_shapes or 0")
+
+
+def _validate_teacher(recipe: ImageRecipe) -> None:
+    if not recipe.teacher.path:
+        return
+    if recipe.data.kind != "moving_shapes":
+        raise RecipeError(f"teacher.path: found it with data of kind {recipe.data.kind!r}, expected moving_shapes")
+    if recipe.schedule.prediction != "noise":
+        raise RecipeError(f"schedule.prediction: found {recipe.schedule.prediction!r}, a teacher predicts noise")
 
 
 def _validate_preference(recipe: DiffusionRecipe) -> None:

@@ -7,17 +7,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from weft.kernels.sampling.schedules import add_noise
 from weft.model_loaders.checkpoint import MODEL, read
 from weft.model_loaders.errors import CheckpointError
 from weft.model_loaders.image_unet import ImageUNetConfig, diffusers_to_comfy
 from weft.training.build import resume, start
 from weft.training.cli import main
 from weft.training.config import ImageRecipe, override, read_recipe, read_table
-from weft.training.data.captions import caption_terms
+from weft.training.data.captions import SHAPES, caption_terms
 from weft.training.image_model import open_image_model
 from weft.training.image_unet import ImageUNet, component_of, network_of
 from weft.training.lora import lora_between
+from weft.training.opened import open_networks
 from weft.training.settings import InputError, RecipeError
+from weft.training.text import caption_tokens
 from weft.training.text_to_video_task import TextToVideoTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -253,6 +256,75 @@ def test_pictures_are_tried_with_another_caption_on_the_same_noise(tmp_path):
     assert own.shape[:3] == (3, task.recipe.network.in_channels, 1) and not torch.equal(texts, others)
     plain = losses.objectives["denoiser"] - 2 * losses.metrics["preference"]
     torch.testing.assert_close(plain, losses.metrics["loss"], rtol=0.5, atol=0)  # beside the weights of its clips
+
+
+TEACHER = (OWN_TEXT, f"teacher.path={HIGEN}", 'data.styles=["flat", "shaded"]')
+
+
+def test_a_teacher_predicts_what_higen_predicts(tmp_path):
+    """On the same noise in its own scale of latents, at the time with as much of it, with its own numbers of words."""
+    task = start(recipe_of(*TEACHER, "captions.places=0.5"), tmp_path / "run", CPU).task
+    higen, teacher = open_networks(HIGEN), task._teacher
+    torch.manual_seed(0)
+    latents, noise, times = torch.randn(3, 8, 1, 8, 8), torch.randn(3, 8, 1, 8, 8), torch.tensor([100, 600, 999])
+    captions = task.train_latents.captions[:3]
+    own = caption_tokens(task.text_encoder.config, captions)
+    assert teacher.knows(own).all() and not teacher.knows(task._with_places[:3, 0]).any()
+    theirs = caption_tokens(higen.networks["text_encoder"].config, captions)
+    numbers, (alpha, alpha_theirs) = [], (s.alphas_cumprod() for s in (task.schedule, higen.schedule))
+    for time in times.tolist():
+        numbers.append(int((alpha_theirs.log() - (1 - alpha_theirs).log() - alpha[time].logit()).abs().argmin()))
+        assert abs(alpha_theirs[numbers[-1]].sqrt() - alpha[time].sqrt()) < 2e-3  # neighbouring times are this close
+    scale, shift = higen.facts["scale"], higen.facts["shift"]
+    number = torch.tensor(numbers)
+    noisy = add_noise(higen.schedule, (latents + shift) * scale, number, noise)
+    with torch.no_grad():
+        v = higen.networks[MODEL](noisy, number, higen.networks["text_encoder"](theirs))
+    a = alpha_theirs[number].view(-1, 1, 1, 1, 1).float()
+    expected = (a.sqrt() * noisy - (1 - a).sqrt() * v) / scale - shift
+    # What differs is float32's rounding, behind a division by sqrt(a) = 0.07 at the last time.
+    torch.testing.assert_close(teacher.clean(latents, times, noise, own), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_teacher_stands_in_for_the_noise_of_pictures_that_it_knows(tmp_path):
+    """A network that predicts what the teacher does has no error on flat pictures, whatever shapes are asked for."""
+    changes = ("teacher.other_shapes=1", "teacher.weight=2", "captions.places=0", "diffusion.caption_dropout=0")
+    task = start(recipe_of(*TEACHER, *changes), tmp_path / "run", CPU).task
+    seen = {}
+    taught = task._teacher.clean
+
+    def clean(latents, times, noise, tokens):
+        seen.update(times=times, tokens=tokens, clean=taught(latents, times, noise, tokens))
+        return seen["clean"]
+
+    def predict(network, noisy, times, context):
+        alpha = task.schedule.alphas_cumprod()[times[familiar]].view(-1, 1, 1, 1, 1).float()
+        scaled = (seen["clean"] + task.facts["shift"]) * task.facts["scale"]
+        noise = torch.zeros_like(noisy)
+        noise[familiar] = (noisy[familiar] - alpha.sqrt() * scaled) / (1 - alpha).sqrt()
+        return noise
+
+    task._teacher.clean, task._predict = clean, predict
+    batch = task.batch(torch.arange(6), torch.zeros(6, dtype=torch.int64))
+    familiar = batch[3]
+    assert familiar.tolist() == [task.clips.clip(index).style == "flat" for index in range(6)] and familiar.any()
+    losses = task.losses(batch, 0)
+    assert losses.metrics["taught"] < 1e-8 < losses.metrics["loss"]  # rounding
+    # Other shapes, and nothing else.
+    vocabulary = task.text_encoder.config.tokens
+    for row, caption in zip(seen["tokens"].tolist(), batch[2][familiar].tolist(), strict=True):
+        pairs = [(vocabulary[a], vocabulary[b]) for a, b in zip(row, caption, strict=True)]
+        assert all((a in SHAPES and b in SHAPES and a != b) if b in SHAPES else a == b for a, b in pairs)
+
+
+def test_what_is_no_teacher(tmp_path):
+    with pytest.raises(RecipeError, match="teacher.path: .*lvdm.safetensors holds .* expected a HiGenUNet and its"):
+        start(recipe_of(OWN_TEXT, f"teacher.path={HIGEN.with_name('lvdm.safetensors')}"), tmp_path / "a", CPU)
+    longer = OWN_TEXT.replace("max_tokens = 20", "max_tokens = 24")
+    with pytest.raises(RecipeError, match="reads 20 tokens, the recipe's text encoder 24"):
+        start(recipe_of(longer, f"teacher.path={HIGEN}"), tmp_path / "b", CPU)
+    with pytest.raises(RecipeError, match="teacher.path: found it with data of kind 'folder', expected moving_shapes"):
+        recipe_of('data={kind = "folder", path = "clips", size = 64, frames = 8}', f"teacher.path={HIGEN}")
 
 
 def test_places_need_words_for_them(tmp_path):
