@@ -17,11 +17,12 @@ from ..model_loaders.image_unet import ImageUNetConfig
 from .control_settings import EdgeHints
 from .data.moving_shapes import MovingShapesConfig
 from .higen_settings import Cues, Pictures
-from .image_settings import PictureCaptions, PictureTeacher
+from .image_settings import PictureCaptions
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .settings import RecipeError, Table, read_section, section, setting
 from .show1_settings import Conditioning, PixelFrames, Stage
 from .start_settings import DenoiserStart, GivenWeights, ImageStart, MotionStart
+from .teacher_settings import TeacherSettings
 from .text_settings import CaptionText, ClipText, GivenText, ImageModelText, T5Text
 from .validate import validate
 
@@ -326,7 +327,7 @@ class ImageRecipe:
     network: ImageUNetConfig = setting(doc="the UNet")
     text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
     captions: PictureCaptions = section(PictureCaptions, doc="what pictures are called")
-    teacher: PictureTeacher = section(PictureTeacher, doc="a model that is learned from beside the noise")
+    teacher: TeacherSettings = section(TeacherSettings, doc="a model that is learned from beside the noise")
     initialization: ImageStart = section(ImageStart, doc="how the UNet starts")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")

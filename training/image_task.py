@@ -8,13 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder
-from ..kernels.sampling.schedules import add_noise, sigma_of
+from ..kernels.sampling.schedules import add_noise
 from .config import ImageRecipe
-from .data.captions import PLACE_WORDS
+from .data.captions import PLACE_WORDS, with_other_shapes
 from .data.clips import Clips
 from .data.moving_shapes import MovingShapes
 from .first_stage import latent_layout
@@ -22,7 +21,7 @@ from .image_unet import ImageUNet, start_image_unet
 from .preference import OtherCaptions, OtherPictures
 from .settings import RecipeError, Table
 from .task import Batch, Losses
-from .teacher import KEY, Teacher
+from .teacher import KEY, Teacher, familiar_clips
 from .text import FrozenCaptions, TextEncoder
 from .text_to_video_task import TextToVideoTask
 
@@ -39,9 +38,11 @@ class ImageTask(TextToVideoTask):
     def __init__(self, recipe: ImageRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed)
         if recipe.teacher.path:
-            self._teacher = self._open_teacher()
-            styles = [self._shapes.clip(index).style for index in range(self.clip_count)]
-            self._familiar = torch.tensor([style in recipe.teacher.styles for style in styles])
+            if not isinstance(self.text_encoder, CaptionEncoder):
+                raise RecipeError(f"{KEY}: found it with a text encoder that is no caption encoder, expected none")
+            captions, text = self.train_latents.captions, self.text_encoder.config
+            self._teacher = Teacher(recipe.teacher, self.schedule, text, captions, with_other_shapes, device)
+            self._familiar = familiar_clips(recipe.teacher, self.clips, self.clip_count)
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice, tokens (B, N), whether the teacher knows them (B,); and where captions say
@@ -60,39 +61,21 @@ class ImageTask(TextToVideoTask):
         if self._teacher is None:
             return super().losses((mean, logvar, tokens), step)
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        return self._taught(self._teacher, latents, tokens, familiar & self._teacher.knows(tokens))
+        return self._taught(self._teacher, latents, tokens, familiar)
 
-    def _taught(self, teacher: Teacher, latents: Tensor, tokens: Tensor, taught: Tensor) -> Losses:
-        """The error of the noise; where `taught` (B,), that of what the teacher predicts, partly for other shapes."""
-        settings, preference = self.recipe.teacher, self._preference(latents, tokens)
-        changed = taught & (torch.rand(len(taught), device=taught.device) < settings.other_shapes)
-        tokens = torch.where(changed[:, None], teacher.with_other_shapes(tokens), tokens)
+    def _taught(self, teacher: Teacher, latents: Tensor, tokens: Tensor, familiar: Tensor) -> Losses:
+        """The error of the noise; of familiar pictures (B,), that of the noise that the teacher sees."""
+        preference = self._preference(latents, tokens)
+        tokens, taught = teacher.choose(tokens, familiar)
         times, tokens, noise = self._draw(latents, tokens)
-        noisy, target = add_noise(self.schedule, latents, times, noise), noise.clone()
-        if taught.any():
-            scale, shift = self.facts["scale"], self.facts["shift"]
-            given = (latents[taught] / scale - shift, times[taught], noise[taught], tokens[taught])
-            clean = (teacher.clean(*given) + shift) * scale
-            sigma = sigma_of(self.schedule.alphas_cumprod().to(latents)[times[taught]]).view(-1, 1, 1, 1, 1)
-            target[taught] = noise[taught] + (latents[taught] - clean) / sigma
+        target = teacher.targets(latents, times, noise, tokens, taught, self.facts)
+        noisy = add_noise(self.schedule, latents, times, noise)
         predicted = self._predict(self.unet, noisy, times, self._encode_text(self.networks, tokens))
-        errors = F.mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3, 4))
-        metrics = {"loss": errors.mean()}
-        if taught.any():
-            metrics["taught"] = errors[taught].mean()
-        total = self._weighted(torch.where(taught, settings.weight, 1.0) * errors, times, latents)
+        errors = self._errors(predicted, latents, times, target)
+        total = self._weighted(teacher.weights(taught) * errors, times, latents)
+        metrics = {"loss": errors.mean()} | ({"taught": errors[taught].mean()} if taught.any() else {})
         losses = Losses({"denoiser": total}, metrics)
         return losses if preference is None else self._with_preference(losses, preference)
-
-    def _open_teacher(self) -> Teacher:
-        if not isinstance(self.text_encoder, CaptionEncoder):
-            raise RecipeError(f"{KEY}: a teacher reads captions as words, the recipe's text encoder does not")
-        return Teacher(self.recipe.teacher, self.schedule, self.text_encoder.config, self.device)
-
-    @property
-    def _shapes(self) -> MovingShapes:
-        assert isinstance(self.clips, MovingShapes)
-        return self.clips
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
         if not self.recipe.captions.places:

@@ -9,13 +9,14 @@ Shapes: B clips, K of them with such a caption, N tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data.captions import COLUMNS, ROWS, SHAPES, with_other_directions
+from .data.captions import COLUMNS, ROWS, SHAPES
 from .text import TextEncoder
 
 EXCHANGED = (SHAPES, ROWS, COLUMNS)
@@ -32,13 +33,15 @@ class OtherCaptions(Protocol):
         ...
 
 
-class OtherDirections:
-    """The captions of a Moving Shapes training set, and those that differ from them in directions only."""
+class OtherClips:
+    """The captions of a Moving Shapes training set, and those that `others` makes of each, such as other directions."""
 
-    def __init__(self, captions: list[str], text: TextEncoder) -> None:
-        found = {caption: others for caption in captions if (others := with_other_directions(caption))}
-        rows = text.tokens(list(found)).tolist()
-        self._others = {tuple(row): text.tokens(others) for row, others in zip(rows, found.values(), strict=True)}
+    def __init__(
+        self, captions: list[str], tokens: Callable[[list[str]], Tensor], others: Callable[[str], list[str]]
+    ) -> None:
+        found = {caption: made for caption in captions if (made := others(caption))}
+        rows = tokens(list(found)).tolist()
+        self._others = {tuple(row): tokens(made) for row, made in zip(rows, found.values(), strict=True)}
 
     def draw(self, tokens: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """See OtherCaptions."""

@@ -29,13 +29,13 @@ from .config import (
     TextToVideoRecipe,
     frame_size,
 )
-from .data.captions import Split
+from .data.captions import Split, with_other_directions
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
 from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
-from .preference import OtherCaptions, OtherDirections, preference_loss
+from .preference import OtherCaptions, OtherClips, preference_loss
 from .settings import RecipeError, Table
 from .start_settings import DenoiserStart
 from .task import Batch, Losses, RareClips
@@ -112,7 +112,7 @@ class TextToVideoTask:
 
     def _open_others(self, text: TextEncoder) -> OtherCaptions:
         """What captions are preferred to."""
-        return OtherDirections(self.train_latents.captions, text)
+        return OtherClips(self.train_latents.captions, text.tokens, with_other_directions)
 
     def _build_network(self) -> nn.Module:
         network: nn.Module

@@ -19,7 +19,7 @@ from weft.training.losses import (
     kl_divergence,
     to_frames,
 )
-from weft.training.preference import OtherDirections, OtherPictures, preference_loss
+from weft.training.preference import OtherClips, OtherPictures, preference_loss
 from weft.training.text import FrozenCaptions
 from weft.training.text_to_video_task import TextToVideoTask, contrast_weights, p2_weights
 
@@ -203,7 +203,7 @@ def test_other_directions_are_those_of_training_clips():
     text = FrozenCaptions(
         CaptionEncoder(CaptionEncoderConfig(caption_terms(), width=8, heads=2, max_tokens=20)), saved=False
     )
-    captions = OtherDirections([none[0], two, one, none[1]], text)
+    captions = OtherClips([none[0], two, one, none[1]], text.tokens, with_other_directions)
     torch.manual_seed(0)
     drawn = set()
     for _ in range(20):

@@ -125,6 +125,18 @@ def with_other_directions(text: str) -> list[str]:
     return [other.caption() for other in specs if split_of(other) == "train"]
 
 
+def with_other_shapes(text: str) -> list[str]:
+    """Return the captions of training clips that differ from this one only in shapes; InputError for other texts."""
+    spec = parse_caption(text)
+    specs = [
+        replace(
+            spec, objects=tuple(replace(shape, shape=name) for shape, name in zip(spec.objects, names, strict=True))
+        )
+        for names in itertools.product(SHAPES, repeat=len(spec.objects))
+    ]
+    return [other.caption() for other in specs if other != spec and split_of(other) == "train"]
+
+
 def _parse_object(reader: "_WordReader") -> ShapeSpec:
     reader.choose("a")
     colour, shape = reader.choose(*COLOURS), reader.choose(*SHAPES)
