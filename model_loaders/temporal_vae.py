@@ -84,9 +84,7 @@ def _read(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],
         raise CheckpointError(f"{name} has no averaged (EMA) weights beside its own: choose the training weights.")
     if (version := metadata.get("format_version", str(VERSION))) != str(VERSION):
         raise CheckpointError(f"{name} has format_version {version}, expected {VERSION}: update the pack.")
-    added = {
-        key: tensor for key, tensor in tensors.items() if key.startswith(_MODULES) or not _IMAGE_VAE.match(key)
-    }
+    added = {key: tensor for key, tensor in tensors.items() if key.startswith(_MODULES) or not _IMAGE_VAE.match(key)}
     renamed = _KEYS(added)
     levels = count(renamed, r"^levels\.(\d+)\.")
     mult, blocks = _refinement(renamed)

@@ -187,9 +187,7 @@ def around(chosen: range, frames: int, total: int) -> range:
 class TemporalDecoder:
     """An image decoder whose frames see each other, with a network of compensation and refinement around it."""
 
-    def __init__(
-        self, network: TemporalVAE, decode: Callable[[Tensor], Tensor], places: Sequence[nn.Module]
-    ) -> None:
+    def __init__(self, network: TemporalVAE, decode: Callable[[Tensor], Tensor], places: Sequence[nn.Module]) -> None:
         """Around a decoder that stays as it is.
 
         Args:
@@ -204,9 +202,7 @@ class TemporalDecoder:
             raise ValueError(f"The decoder has {len(places)} levels, expected {len(network.levels)}.")
         self.network, self.decode, self.places = network, decode, places
 
-    def __call__(
-        self, latents: Tensor, chosen: range | None = None, features: list[Tensor] | None = None
-    ) -> Tensor:
+    def __call__(self, latents: Tensor, chosen: range | None = None, features: list[Tensor] | None = None) -> Tensor:
         """Frames as they are when the whole clip is decoded (Eq. 12 and 13), by default all of it.
 
         Args:

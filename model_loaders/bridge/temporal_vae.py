@@ -47,7 +47,7 @@ class TemporalVAE(sd.VAE):
         places = decoder_places(image, network.config)
         self.__dict__.update(image.__dict__)
         self.given_vae, self.clip, self.frames_at_once = vae, clip, frames_at_once
-        self.first_stage_model = _Decoder(image.first_stage_model, network, places)
+        self.first_stage_model = _Decoder(image.first_stage_model, network, places, frames_at_once)
         # ComfyUI loads what patches name together with the model that they are on.
         self.patcher = image.patcher.clone()
         self.patcher.set_model_patch(_Beside(temporal), _PATCH)
@@ -57,9 +57,9 @@ class TemporalVAE(sd.VAE):
         width = max(network.config.widths[0], network.config.refinement_channels)
 
         def memory_used_decode(shape: Sequence[int], dtype: torch.dtype) -> float:
-            # Live values for every pixel of a frame, counted in the forward pass: 776 for 128 channels.
+            # Live values for every pixel of a frame: 776 were counted in a forward pass with 128 channels.
             frames = min(shape[2], self.first_stage_model.frames_at_once + 2 * REACH)
-            return frames * math.prod(shape[3:]) * up**2 * 8 * width * model_management.dtype_size(dtype)
+            return frames * math.prod(shape[3:]) * up**2 * 10 * width * model_management.dtype_size(dtype)
 
         self.memory_used_decode = memory_used_decode
 
@@ -124,8 +124,10 @@ class TemporalVAE(sd.VAE):
 class _Decoder:
     """In the place of the image VAE's network: `decode` takes videos."""
 
-    def __init__(self, image: nn.Module, network: TemporalNetwork, places: Sequence[nn.Module]) -> None:
-        self.frames_at_once = 1
+    def __init__(
+        self, image: nn.Module, network: TemporalNetwork, places: Sequence[nn.Module], frames_at_once: int
+    ) -> None:
+        self.frames_at_once = frames_at_once
         decode = image.decode_frames if isinstance(image, VideoAutoencoder) else image.decode
         self._decoder = TemporalDecoder(network, decode, places)  # type: ignore[arg-type]
 
@@ -197,5 +199,7 @@ def temporal_vae(vae: sd.VAE, path: str, clip: int, frames_at_once: int) -> Temp
     patcher = model_patcher.ModelPatcher(
         network, load_device=vae.device, offload_device=model_management.vae_offload_device()
     )
-    log.info("Loaded %s: temporal decoder, %d parameters", checkpoint.name, utils.calculate_parameters(component.tensors))
+    log.info(
+        "Loaded %s: temporal decoder, %d parameters", checkpoint.name, utils.calculate_parameters(component.tensors)
+    )
     return TemporalVAE(vae, patcher, clip, frames_at_once)
