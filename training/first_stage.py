@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..model_loaders.checkpoint import read
 from . import checkpoints
-from .config import ImageFirstStage, VideoFirstStage
 from .losses import to_frames
+from .sections import ImageFirstStage, VideoFirstStage
 from .settings import RecipeError, read_section
 
 COPY_NAME = "autoencoder.safetensors"

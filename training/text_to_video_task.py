@@ -20,15 +20,7 @@ from ..kernels.networks.show1 import JointAttention
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
-from .config import (
-    DiffusionRecipe,
-    ExpertRecipe,
-    ImageFirstStage,
-    ImageModelRecipe,
-    Show1Recipe,
-    TextToVideoRecipe,
-    frame_size,
-)
+from .config import DiffusionRecipe, ExpertRecipe, ImageModelRecipe, Show1Recipe, TextToVideoRecipe
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
@@ -36,6 +28,7 @@ from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .preference import OtherCaptions, OtherDirections, preference_loss
+from .sections import ImageFirstStage, frame_size
 from .settings import RecipeError, Table
 from .start_settings import DenoiserStart
 from .task import Batch, Losses, RareClips

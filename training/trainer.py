@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from . import checkpoints
 from .batches import BatchQueue, ShuffledClips
-from .config import Optimization, Recipe
+from .config import Recipe
 from .ema import Ema
 from .metrics import Meter, MetricsFile, draw_curves, read_rows
 from .revision import git_revision
+from .sections import Optimization
 from .settings import to_table, to_toml
 from .task import Batch, Task
 

@@ -11,10 +11,11 @@ from PIL import Image
 
 from weft.training import checkpoints
 from weft.training.build import resume, start
-from weft.training.config import FolderData, override, read_recipe, read_table
+from weft.training.config import override, read_recipe, read_table
 from weft.training.data.folder import FolderClips
 from weft.training.data.moving_shapes import MovingShapesConfig, write_dataset
 from weft.training.data.video_files import read_video, write_video
+from weft.training.sections import FolderData
 from weft.training.settings import InputError, RecipeError
 
 TINY = Path(__file__).parents[1] / "data" / "training"

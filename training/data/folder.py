@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import FolderData, frame_size
+from ..sections import FolderData, frame_size
 from ..settings import InputError, RecipeError
 from .captions import Split
 from .video_files import count_frames, read_frames
