@@ -20,17 +20,20 @@ from .sections import (
     LARGEST_SEED,
     Data,
     Diffusion,
+    ImageAutoencoderFile,
     ImageFirstStage,
     MovingShapesData,
     Optimization,
     RareCaptions,
     Run,
     Schedule,
+    VideoAutoencoderFile,
     VideoFirstStage,
 )
 from .settings import RecipeError, Table, read_section, section, setting
 from .show1_settings import Conditioning, PixelFrames, Stage
 from .start_settings import DenoiserStart, GivenWeights, ImageStart, MotionStart
+from .temporal_vae_settings import Refinement, TemporalVAELoss
 from .text_settings import CaptionText, ClipText, GivenText, ImageModelText, T5Text
 from .validate import validate
 
@@ -78,6 +81,21 @@ class AutoencoderRecipe:
     crops: Crops = section(Crops, doc="small windows at the beginning of the run")
     loss: AutoencoderLoss = section(AutoencoderLoss, doc="losses")
     optimization: Optimization = setting(doc="optimizer of the autoencoder, and of the discriminator")
+    run: Run = setting(doc="length and output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemporalVAERecipe:
+    """VersVideo's temporal decoder around a frozen image autoencoder."""
+
+    task: Literal["temporal_vae"] = setting("temporal_vae", doc="train a temporal decoder for an image autoencoder")
+    system: str = setting("versvideo", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: VideoAutoencoderFile | ImageAutoencoderFile = setting(doc="the frozen autoencoder of single frames")
+    refinement: Refinement = section(Refinement, doc="the network behind the decoder")
+    loss: TemporalVAELoss = section(TemporalVAELoss, doc="losses")
+    optimization: Optimization = setting(doc="optimizer of what is added, and of the discriminator")
     run: Run = setting(doc="length and output")
 
 
@@ -260,9 +278,10 @@ DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe | ExpertRecipe | 
 ImageModelRecipe = HarivoRecipe | ControlRecipe
 """Of what is trained around a frozen image model."""
 DiffusionRecipe = DenoiserRecipe | ImageModelRecipe
-Recipe = AutoencoderRecipe | DiffusionRecipe | FeaturesRecipe
+Recipe = AutoencoderRecipe | DiffusionRecipe | FeaturesRecipe | TemporalVAERecipe
 RECIPES: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
+    "temporal_vae": TemporalVAERecipe,
     "text_to_video": TextToVideoRecipe,
     "higen": HiGenRecipe,
     "image": ImageRecipe,

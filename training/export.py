@@ -13,6 +13,7 @@ from ..kernels.networks.harivo import MotionConfig, MotionNetwork
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
+from ..kernels.networks.temporal_vae import TemporalVAE, TemporalVAEConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
@@ -22,6 +23,7 @@ from ..model_loaders.files import encode_metadata
 from ..model_loaders.harivo import MOTION, save_motion
 from ..model_loaders.image_unet import ImageUNetConfig
 from ..model_loaders.show1 import LATENT
+from ..model_loaders.temporal_vae import TEMPORAL_VAE, save_temporal_vae
 from . import checkpoints
 from .config import (
     DenoiserRecipe,
@@ -32,6 +34,7 @@ from .config import (
     ImageRecipe,
     Recipe,
     Show1Recipe,
+    TemporalVAERecipe,
     TextToVideoRecipe,
     read_recipe,
 )
@@ -48,6 +51,7 @@ NETWORKS: dict[str, tuple[Any, type]] = {
     MOTION: (MotionNetwork, MotionConfig),
     CONTROL: (ControlNet, ImageUNetConfig),
     FEATURES: (VideoFeatures, VideoFeaturesConfig),
+    TEMPORAL_VAE: (TemporalVAE, TemporalVAEConfig),
 }
 DENOISERS: dict[type, tuple[Any, type]] = {
     TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
@@ -85,8 +89,8 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     """Write a bundle of the networks of all sources, later ones first in doubt; returns parameters by component.
 
     A text-to-video run brings the autoencoder that it was trained on. A run around an image model gives a file of its
-    motion modules, or its ControlNet, alone. Raises InputError for unusable sources or an output that is not named
-    .safetensors.
+    motion modules, or its ControlNet, alone; so does that of a temporal decoder, where it is the only source. Raises
+    InputError for unusable sources or an output that is not named .safetensors.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: found the ending {out.suffix!r}, expected .safetensors")
@@ -96,6 +100,8 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
         components |= part.networks
     if any(isinstance(part.recipe, ImageModelRecipe) for part in trained):
         return _export_alone(trained, out, scores)
+    if len(trained) == 1 and TEMPORAL_VAE in components:
+        return _export_temporal_vae(trained[0], out, scores)
     main = next((part for part in trained if isinstance(part.recipe, DenoiserRecipe)), trained[-1])
     schedule = NoiseSchedule()
     if isinstance(main.recipe, DenoiserRecipe):
@@ -143,6 +149,15 @@ def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dic
         assert isinstance(network, ControlNet)
         save_control_net(out, network, system="control", hint="canny", **to_table(recipe.hints), **said)
     return {role: sum(p.numel() for p in network.parameters())}
+
+
+def _export_temporal_vae(trained: Trained, out: Path, scores: Path | None) -> dict[str, int]:
+    """The temporal decoder without the autoencoder that it goes around."""
+    recipe, network = trained.recipe, trained.networks[TEMPORAL_VAE]
+    assert isinstance(recipe, TemporalVAERecipe) and isinstance(network, TemporalVAE)
+    said = {"autoencoder": Path(recipe.autoencoder.path).name, **_metadata(trained, [trained], scores)}
+    save_temporal_vae(out, network.half(), **said)
+    return {TEMPORAL_VAE: sum(p.numel() for p in network.parameters())}
 
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         HarivoRecipe,
         Recipe,
         Show1Recipe,
+        TemporalVAERecipe,
     )
 
 
@@ -32,6 +33,8 @@ def validate(recipe: Recipe, name: str) -> None:
         if recipe.task == "autoencoder":
             _validate_autoencoder(recipe)
             _validate_windows(recipe)
+        elif recipe.task == "temporal_vae":
+            _validate_temporal_vae(recipe)
         elif recipe.task == "features":
             _validate_features(recipe)
         else:
@@ -61,7 +64,7 @@ def validate(recipe: Recipe, name: str) -> None:
 
 
 # Tasks whose networks take frames of any height and width.
-_RECTANGULAR = ("text_to_video", "higen", "image", "show1", "expert")
+_RECTANGULAR = ("temporal_vae", "text_to_video", "higen", "image", "show1", "expert")
 
 
 def _validate_sides(recipe: Recipe) -> None:
@@ -104,19 +107,37 @@ def _validate_windows(recipe: AutoencoderRecipe) -> None:
         _multiple(key, size, max(space), "network.downsample in height and width")
     if crops.steps and crops.size > data.size:
         raise RecipeError(f"crops.size: found {crops.size}, expected at most data.size = {data.size}")
+    key = "crops.size" if loss.discriminator_start < crops.steps else "data.size"
+    _validate_discriminator(recipe, key, sizes[key])
+
+
+def _validate_discriminator(recipe: AutoencoderRecipe | TemporalVAERecipe, key: str, size: int) -> None:
+    """Whether frames of this size leave any patches."""
+    loss = recipe.loss
     if not loss.discriminator_channels:
         raise RecipeError("loss.discriminator_channels: found none, expected at least one width")
     if loss.discriminator_start >= recipe.run.steps:
         return
-    key = "crops.size" if loss.discriminator_start < crops.steps else "data.size"
     # All but the last two convolutions halve a frame, those take one pixel each; the first halves it always.
     layers = len(loss.discriminator_channels)
-    patches = (sizes[key] >> max(1, layers - 1)) - (1 if layers == 1 else 2)
+    patches = (size >> max(1, layers - 1)) - (1 if layers == 1 else 2)
     if patches < 1:
         raise RecipeError(
-            f"loss.discriminator_channels: {layers} widths leave no patch of frames with {key} = {sizes[key]}; "
+            f"loss.discriminator_channels: {layers} widths leave no patch of frames with {key} = {size}; "
             "expected fewer widths or larger frames"
         )
+
+
+def _validate_temporal_vae(recipe: TemporalVAERecipe) -> None:
+    data, refinement = recipe.data, recipe.refinement
+    if data.frames < 2:
+        raise RecipeError(f"data.frames: found {data.frames}, expected at least 2: frames are to see each other")
+    if not refinement.mult:
+        raise RecipeError("refinement.mult: found none, expected a factor of at least 1 per level")
+    for key, pixels in data.sides.items():
+        _multiple(f"data.{key}", pixels, 2 ** (len(refinement.mult) - 1), "what refinement.mult halves")
+    key, smallest = min(data.sides.items(), key=lambda side: side[1])
+    _validate_discriminator(recipe, f"data.{key}", smallest)
 
 
 def _validate_features(recipe: FeaturesRecipe) -> None:
