@@ -18,6 +18,7 @@ from .config import (
     Recipe,
     Show1Recipe,
     TemporalVAERecipe,
+    VersVideoRecipe,
     read_recipe,
 )
 from .control_task import ControlTask
@@ -31,6 +32,7 @@ from .task import Task
 from .temporal_vae_task import TemporalVAETask
 from .text_to_video_task import TextToVideoTask
 from .trainer import Trainer, seed_everything, uses_bf16
+from .versvideo_task import VersVideoTask
 
 
 def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
@@ -44,6 +46,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
     mixed = uses_bf16(recipe.run.precision, device)
     if isinstance(recipe, HiGenRecipe):
         return HiGenTask(recipe, folder, device, mixed)
+    if isinstance(recipe, VersVideoRecipe):
+        return VersVideoTask(recipe, folder, device, mixed)
     if isinstance(recipe, HarivoRecipe):
         return HarivoTask(recipe, folder, device, mixed)
     if isinstance(recipe, ControlRecipe):

@@ -11,6 +11,7 @@ import tomllib
 from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNetConfig
+from ..kernels.networks.versvideo import VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..model_loaders.image_unet import ImageUNetConfig
 from .control_settings import EdgeHints
@@ -32,7 +33,7 @@ from .sections import (
 )
 from .settings import RecipeError, Table, read_section, section, setting
 from .show1_settings import Conditioning, PixelFrames, Stage
-from .start_settings import DenoiserStart, GivenWeights, ImageStart, MotionStart
+from .start_settings import DenoiserStart, GivenWeights, ImageStart, MotionStart, VersVideoStart
 from .temporal_vae_settings import Refinement, TemporalVAELoss
 from .text_settings import CaptionText, ClipText, GivenText, ImageModelText, T5Text
 from .validate import validate
@@ -163,6 +164,29 @@ class HiGenRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VersVideoRecipe:
+    """VersVideo's denoiser on the latents of single frames: videos, and pictures."""
+
+    task: Literal["versvideo"] = setting("versvideo", doc="train VersVideo's denoiser on latents")
+    system: str = setting("versvideo", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder, one latent per frame")
+    network: VersVideoUNetConfig = setting(doc="the UNet, with its experts")
+    exchange: float = setting(
+        0.001, minimum=0, maximum=1, doc="share of the others that every expert takes over after each step"
+    )
+    text_encoder: CaptionText | GivenText | ClipText = setting(doc="the text encoder")
+    pictures: Pictures = section(Pictures, doc="joint training on images")
+    initialization: VersVideoStart = section(VersVideoStart, doc="how the UNet starts")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PictureCaptions:
     """What pictures are called, when they are frames of clips."""
 
@@ -274,7 +298,7 @@ class ExpertRecipe:
     run: Run = setting(doc="length and output")
 
 
-DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe | ExpertRecipe | Show1Recipe
+DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | VersVideoRecipe | ImageRecipe | ExpertRecipe | Show1Recipe
 ImageModelRecipe = HarivoRecipe | ControlRecipe
 """Of what is trained around a frozen image model."""
 DiffusionRecipe = DenoiserRecipe | ImageModelRecipe
@@ -284,6 +308,7 @@ RECIPES: dict[str, type] = {
     "temporal_vae": TemporalVAERecipe,
     "text_to_video": TextToVideoRecipe,
     "higen": HiGenRecipe,
+    "versvideo": VersVideoRecipe,
     "image": ImageRecipe,
     "show1": Show1Recipe,
     "expert": ExpertRecipe,

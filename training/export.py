@@ -14,11 +14,12 @@ from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, 
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
 from ..kernels.networks.temporal_vae import TemporalVAE, TemporalVAEConfig
+from ..kernels.networks.versvideo import VersVideoUNet, VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.bundle import FEATURES, save_bundle
-from ..model_loaders.checkpoint import LatentSpec
+from ..model_loaders.checkpoint import Component, LatentSpec
 from ..model_loaders.files import encode_metadata
 from ..model_loaders.harivo import MOTION, save_motion
 from ..model_loaders.image_unet import ImageUNetConfig
@@ -36,6 +37,7 @@ from .config import (
     Show1Recipe,
     TemporalVAERecipe,
     TextToVideoRecipe,
+    VersVideoRecipe,
     read_recipe,
 )
 from .control_net import CONTROL, ControlNet, save_control_net
@@ -56,6 +58,7 @@ NETWORKS: dict[str, tuple[Any, type]] = {
 DENOISERS: dict[type, tuple[Any, type]] = {
     TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
     HiGenRecipe: (HiGenUNet, HiGenUNetConfig),
+    VersVideoRecipe: (VersVideoUNet, VersVideoUNetConfig),
     ImageRecipe: (ImageUNet, ImageUNetConfig),
     ExpertRecipe: (SpaceTimeUNet, SpaceTimeUNetConfig),
     Show1Recipe: (PixelUNet, PixelUNetConfig),
@@ -108,13 +111,23 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
         schedule = main.recipe.schedule.noise_schedule()
     metadata = _metadata(main, trained, scores)
     latent = _latent_spec(main, components)
-    parts = {
-        role: component_of(network) if isinstance(network, ImageUNet) else network
-        for role, network in components.items()
-    }
+    parts = {role: _as_exported(network) for role, network in components.items()}
     assert not isinstance(main.recipe, ImageModelRecipe)
     save_bundle(out, parts, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
-    return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
+    return {role: _size(part) for role, part in parts.items()}
+
+
+def _as_exported(network: nn.Module) -> nn.Module | Component:
+    """Image models by ComfyUI's names; VersVideo's experts are merged."""
+    if isinstance(network, ImageUNet):
+        return component_of(network)
+    return network.merged() if isinstance(network, VersVideoUNet) else network
+
+
+def _size(part: nn.Module | Component) -> int:
+    """Parameters of a component."""
+    tensors = part.tensors.values() if isinstance(part, Component) else part.parameters()
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _metadata(main: Trained, trained: list[Trained], scores: Path | None) -> dict[str, object]:

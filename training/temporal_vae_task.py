@@ -92,6 +92,9 @@ class TemporalVAETask:
         objectives[TEMPORAL_VAE] = total
         return Losses(objectives, {"loss": total, **metrics})
 
+    def after_step(self) -> None:
+        """Nothing."""
+
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """PSNR (dB, frames in 0..1) of held-out clips, mean over them, and what it has gained over the image decoder;
         of the differences of neighbouring frames too, in which flicker shows."""

@@ -180,6 +180,9 @@ class TextToVideoTask:
         factors = factors * contrast_weights(latents, self.recipe.diffusion.contrast_power)
         return (factors * errors).mean()
 
+    def after_step(self) -> None:
+        """Nothing."""
+
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """The loss on held-out captions over fixed times and noise."""
         if not len(self.held_out_latents):

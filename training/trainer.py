@@ -167,6 +167,7 @@ class Trainer:
                 norm = nn.utils.clip_grad_norm_(self.parameters[name], self.recipe.optimization.gradient_clip)
                 self.meter.add({f"{name}_gradient_norm": norm})
             self.optimizers[name].step()
+        self.task.after_step()
         self.ema.update(self.task.networks)
         self.step += 1
         self.clips_seen = queue.position

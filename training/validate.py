@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
     from ..kernels.networks.show1 import PixelUNetConfig
+    from ..kernels.networks.versvideo import VersVideoUNetConfig
     from ..model_loaders.image_unet import ImageUNetConfig
     from .config import (
         AutoencoderRecipe,
@@ -40,6 +41,8 @@ def validate(recipe: Recipe, name: str) -> None:
         else:
             if recipe.task == "higen":
                 _validate_higen(recipe.network)
+            elif recipe.task == "versvideo":
+                _validate_versvideo(recipe.network)
             elif recipe.task == "harivo":
                 _validate_motion(recipe)
             elif recipe.task == "control":
@@ -64,7 +67,7 @@ def validate(recipe: Recipe, name: str) -> None:
 
 
 # Tasks whose networks take frames of any height and width.
-_RECTANGULAR = ("temporal_vae", "text_to_video", "higen", "image", "show1", "expert")
+_RECTANGULAR = ("temporal_vae", "text_to_video", "higen", "versvideo", "image", "show1", "expert")
 
 
 def _validate_sides(recipe: Recipe) -> None:
@@ -168,6 +171,22 @@ def _validate_higen(network: HiGenUNetConfig) -> None:
         _at_least_one(f"network.{key}", getattr(network, key))
     _validate_space_time(network)
     _multiple("network: 4 * model_channels", 4 * network.model_channels, network.resampler_heads, "resampler_heads")
+
+
+def _validate_versvideo(network: VersVideoUNetConfig) -> None:
+    for key in ("in_channels", "num_res_blocks", "heads", "context_width", "depth", "spatial_experts"):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    _at_least_one("network.temporal_experts", network.temporal_experts)
+    if network.out_channels != network.in_channels:
+        raise RecipeError(
+            f"network.out_channels: found {network.out_channels}, expected network.in_channels = {network.in_channels}"
+        )
+    levels = _widths(network.model_channels, network.channel_mult, network.attention_factors)
+    for width in levels.values():
+        _multiple("network: width", width, 16, "what excitations squeeze")
+    # The middle of the network attends too, at the width of the last level.
+    for factor in sorted({*network.attention_factors, max(levels)}):
+        _multiple("network: width", levels[factor], network.heads, "network.heads")
 
 
 def _validate_space_time(network: SpaceTimeUNetConfig) -> None:

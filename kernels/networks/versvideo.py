@@ -8,7 +8,7 @@ Shapes: B videos, T frames, C channels, H, W latent size, P = H*W, N text tokens
 Between layers a video is (B*T, C, H, W) in channels-last memory, which is the memory of tokens (B, T, P, C).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..layers.attention import FeedForward
 from ..layers.embeddings import Perceptron, sinusoid
 from ..layers.excitation import MultiExcitation
+from ..layers.experts import merge_experts
 from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
 from ..layers.resnet import ClipNorm, Downsample, Step, Upsample
 from ..layers.transformers import BlockChain, SpatialBlock, TemporalBlock, Transformer
@@ -182,6 +183,14 @@ class VersVideoUNet(nn.Module):
         h = self.skeleton(self.conv_in(h), step)
         h = self.conv_out(self.norm_out(h, 1))
         return h.unflatten(0, (-1, frames)).transpose(1, 2)
+
+    def merged(self) -> "VersVideoUNet":
+        """The network of use: every layer of experts is one layer with the mean of their weights."""
+        config = replace(self.config, spatial_experts=1, temporal_experts=1)
+        with torch.device("meta"):
+            network = VersVideoUNet(config)
+        network.load_state_dict(merge_experts(self.state_dict()), assign=True)
+        return network.requires_grad_(False).train(self.training)
 
     def start_as_image_model(self) -> None:
         """Set what an image model does not have so that frames are those of the image model whose layers these are.
