@@ -62,6 +62,86 @@ class TemporalVAE(io.ComfyNode):
         return io.NodeOutput(with_temporal_decoder(vae, path, frames, frames_at_once))
 
 
+class LoadVersVideoControl(io.ComfyNode):
+    """VersVideo's ControlNet from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftLoadVersVideoControl",
+            display_name="Load VersVideo ControlNet (Weft)",
+            category="Weft/loaders",
+            description="Loads VersVideo's one ControlNet for images, Canny edges, HED edges and depth.",
+            search_aliases=["controlnet", "versvideo", "union", "weft"],
+            inputs=[
+                io.Combo.Input(
+                    "control_net_name",
+                    options=folders.choices("controlnet"),
+                    tooltip="File in models/controlnet, models/weft, or one that comes with the pack.",
+                ),
+            ],
+            outputs=[io.ControlNet.Output(display_name="CONTROL_NET", tooltip="For VersVideo Condition Type.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, control_net_name: str) -> str:
+        """The file's date and size."""
+        return folders.stamp(control_net_name, "controlnet")
+
+    @classmethod
+    def execute(cls, control_net_name: str) -> io.NodeOutput:
+        """Read the file."""
+        from ..model_loaders.bridge.unified_control import load_unified_control
+
+        return io.NodeOutput(load_unified_control(folders.find(control_net_name, "controlnet")))
+
+
+class VersVideoConditionType(io.ComfyNode):
+    """What the maps of a ControlNet are of."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftVersVideoConditionType",
+            display_name="VersVideo Condition Type (Weft)",
+            category=CATEGORY,
+            description="Between Load VersVideo ControlNet and Apply ControlNet: says what the images are, so that the "
+            "right adapter reads them. Use one of these, and one Apply ControlNet, for each condition.",
+            search_aliases=["controlnet", "union type", "canny", "depth", "hed", "versvideo", "weft"],
+            inputs=[
+                io.ControlNet.Input("control_net", tooltip="From Load VersVideo ControlNet."),
+                io.Combo.Input(
+                    "condition",
+                    options=["image", "canny", "hed", "depth", "other"],
+                    default="canny",
+                    tooltip="What the images are. 'image': pictures to be animated; 'other': what the field below "
+                    "names.",
+                ),
+                io.String.Input(
+                    "other",
+                    default="",
+                    advanced=True,
+                    tooltip="Name of another adapter that the file has, where condition is 'other'.",
+                ),
+            ],
+            outputs=[
+                io.ControlNet.Output(
+                    display_name="CONTROL_NET",
+                    tooltip="For Apply ControlNet, with one image for each frame or a single one for all.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, control_net: object, condition: str, other: str) -> io.NodeOutput:
+        """Choose in a copy."""
+        from ..model_loaders.bridge.unified_control import with_condition
+
+        return io.NodeOutput(with_condition(control_net, other if condition == "other" else condition))
+
+
 NODES: list[type[io.ComfyNode]] = []
 # Not offered yet: a node becomes part of the pack (`NODES`) with a workflow that runs it.
-HELD_BACK = [TemporalVAE]
+HELD_BACK = [TemporalVAE, LoadVersVideoControl, VersVideoConditionType]
