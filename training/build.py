@@ -18,6 +18,7 @@ from .config import (
     Recipe,
     Show1Recipe,
     TemporalVAERecipe,
+    VersVideoControlRecipe,
     VersVideoRecipe,
     read_recipe,
 )
@@ -32,6 +33,7 @@ from .task import Task
 from .temporal_vae_task import TemporalVAETask
 from .text_to_video_task import TextToVideoTask
 from .trainer import Trainer, seed_everything, uses_bf16
+from .versvideo_control_task import VersVideoControlTask
 from .versvideo_task import VersVideoTask
 
 
@@ -48,6 +50,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
         return HiGenTask(recipe, folder, device, mixed)
     if isinstance(recipe, VersVideoRecipe):
         return VersVideoTask(recipe, folder, device, mixed)
+    if isinstance(recipe, VersVideoControlRecipe):
+        return VersVideoControlTask(recipe, folder, device, mixed)
     if isinstance(recipe, HarivoRecipe):
         return HarivoTask(recipe, folder, device, mixed)
     if isinstance(recipe, ControlRecipe):

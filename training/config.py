@@ -14,7 +14,7 @@ from ..kernels.networks.show1 import PixelUNetConfig
 from ..kernels.networks.versvideo import VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..model_loaders.image_unet import ImageUNetConfig
-from .control_settings import EdgeHints
+from .control_settings import ConditionMaps, DenoiserSource, EdgeHints
 from .higen_settings import Cues, Pictures
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .sections import (
@@ -35,7 +35,7 @@ from .settings import RecipeError, Table, read_section, section, setting
 from .show1_settings import Conditioning, PixelFrames, Stage
 from .start_settings import DenoiserStart, GivenWeights, ImageStart, MotionStart, VersVideoStart
 from .temporal_vae_settings import Refinement, TemporalVAELoss
-from .text_settings import CaptionText, ClipText, GivenText, ImageModelText, T5Text
+from .text_settings import CaptionText, ClipText, DenoiserText, GivenText, ImageModelText, T5Text
 from .validate import validate
 
 
@@ -259,6 +259,28 @@ class ControlRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VersVideoControlRecipe:
+    """VersVideo's unified ControlNet, with its denoiser frozen."""
+
+    task: Literal["versvideo_control"] = setting("versvideo_control", doc="train VersVideo's unified ControlNet")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    conditions: tuple[str, ...] = setting(
+        ("image", "canny", "hed", "depth"), doc="maps that it is steered by, each with an adapter of its own"
+    )
+    hints: ConditionMaps = section(ConditionMaps, doc="where maps come from")
+    denoiser: DenoiserSource = setting(doc="the frozen denoiser")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="its autoencoder, one latent per frame")
+    text_encoder: ClipText | DenoiserText = setting(doc="its text encoder")
+    initialization: GivenWeights = section(GivenWeights, doc="what is gone on from, if not the denoiser's encoder")
+    rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
+    schedule: Schedule = section(Schedule, doc="noise schedule: the denoiser's")
+    diffusion: Diffusion = section(Diffusion, doc="loss")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Show1Recipe:
     """A stage of Show-1 on pixels."""
 
@@ -301,7 +323,9 @@ class ExpertRecipe:
 DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | VersVideoRecipe | ImageRecipe | ExpertRecipe | Show1Recipe
 ImageModelRecipe = HarivoRecipe | ControlRecipe
 """Of what is trained around a frozen image model."""
-DiffusionRecipe = DenoiserRecipe | ImageModelRecipe
+AddedRecipe = ImageModelRecipe | VersVideoControlRecipe
+"""Of what is trained around a frozen denoiser, image model or not."""
+DiffusionRecipe = DenoiserRecipe | AddedRecipe
 Recipe = AutoencoderRecipe | DiffusionRecipe | FeaturesRecipe | TemporalVAERecipe
 RECIPES: dict[str, type] = {
     "autoencoder": AutoencoderRecipe,
@@ -314,6 +338,7 @@ RECIPES: dict[str, type] = {
     "expert": ExpertRecipe,
     "harivo": HarivoRecipe,
     "control": ControlRecipe,
+    "versvideo_control": VersVideoControlRecipe,
     "features": FeaturesRecipe,
 }
 

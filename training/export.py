@@ -14,6 +14,7 @@ from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, 
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
 from ..kernels.networks.temporal_vae import TemporalVAE, TemporalVAEConfig
+from ..kernels.networks.unified_control import UnifiedControlConfig, UnifiedControlNet
 from ..kernels.networks.versvideo import VersVideoUNet, VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
@@ -25,18 +26,20 @@ from ..model_loaders.harivo import MOTION, save_motion
 from ..model_loaders.image_unet import ImageUNetConfig
 from ..model_loaders.show1 import LATENT
 from ..model_loaders.temporal_vae import TEMPORAL_VAE, save_temporal_vae
+from ..model_loaders.unified_control import save_unified_control
 from . import checkpoints
 from .config import (
+    AddedRecipe,
     DenoiserRecipe,
     ExpertRecipe,
     HarivoRecipe,
     HiGenRecipe,
-    ImageModelRecipe,
     ImageRecipe,
     Recipe,
     Show1Recipe,
     TemporalVAERecipe,
     TextToVideoRecipe,
+    VersVideoControlRecipe,
     VersVideoRecipe,
     read_recipe,
 )
@@ -77,6 +80,8 @@ class Trained:
         self.networks: dict[str, nn.Module] = {}
         for role, config in state["configs"].items():
             network, kind = DENOISERS[type(self.recipe)] if role == "diffusion_model" else NETWORKS[role]
+            if isinstance(self.recipe, VersVideoControlRecipe) and role == CONTROL:
+                network, kind = UnifiedControlNet, UnifiedControlConfig
             self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)
@@ -101,7 +106,7 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     trained = [Trained(source, weights) for source in sources]
     for part in trained:
         components |= part.networks
-    if any(isinstance(part.recipe, ImageModelRecipe) for part in trained):
+    if any(isinstance(part.recipe, AddedRecipe) for part in trained):
         return _export_alone(trained, out, scores)
     if len(trained) == 1 and TEMPORAL_VAE in components:
         return _export_temporal_vae(trained[0], out, scores)
@@ -112,7 +117,7 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     metadata = _metadata(main, trained, scores)
     latent = _latent_spec(main, components)
     parts = {role: _as_exported(network) for role, network in components.items()}
-    assert not isinstance(main.recipe, ImageModelRecipe)
+    assert not isinstance(main.recipe, AddedRecipe)
     save_bundle(out, parts, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
     return {role: _size(part) for role, part in parts.items()}
 
@@ -147,13 +152,17 @@ def _metadata(main: Trained, trained: list[Trained], scores: Path | None) -> dic
 def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dict[str, int]:
     """The motion network or ControlNet of one run, without its image model."""
     main = trained[0]
-    if len(trained) > 1 or not isinstance(main.recipe, ImageModelRecipe):
+    if len(trained) > 1 or not isinstance(main.recipe, AddedRecipe):
         raise InputError(
             f"found {len(trained)} sources, expected one: motion modules, and a ControlNet, are a file of their own"
         )
-    recipe = main.recipe
-    said = {"resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name}
-    said |= _metadata(main, trained, scores)
+    recipe, said = main.recipe, _metadata(main, trained, scores)
+    if isinstance(recipe, VersVideoControlRecipe):
+        control = main.networks[CONTROL]
+        assert isinstance(control, UnifiedControlNet)
+        save_unified_control(out, control.half(), denoiser=Path(recipe.denoiser.path).name, **said)
+        return {CONTROL: sum(p.numel() for p in control.parameters())}
+    said = {"resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name, **said}
     role, network = next((role, main.networks[role]) for role in (MOTION, CONTROL) if role in main.networks)
     if isinstance(recipe, HarivoRecipe):
         assert isinstance(network, MotionNetwork)

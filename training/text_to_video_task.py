@@ -20,7 +20,7 @@ from ..kernels.networks.show1 import JointAttention
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
-from .config import DiffusionRecipe, ExpertRecipe, ImageModelRecipe, Show1Recipe, TextToVideoRecipe
+from .config import AddedRecipe, DiffusionRecipe, ExpertRecipe, Show1Recipe, TextToVideoRecipe
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
@@ -100,7 +100,7 @@ class TextToVideoTask:
         self._cache = Path(stage.cache) if stage.cache else folder / "latents"
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
-        assert not isinstance(self.recipe, ImageModelRecipe)
+        assert not isinstance(self.recipe, AddedRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _open_others(self, text: TextEncoder) -> OtherCaptions:
@@ -297,7 +297,7 @@ class TextToVideoTask:
 
     def _network_channels(self) -> tuple[str, int]:
         """Channels that the network reads, and the setting that says so."""
-        assert not isinstance(self.recipe, ImageModelRecipe)
+        assert not isinstance(self.recipe, AddedRecipe)
         return "network.in_channels", self.recipe.network.in_channels
 
     def _rare(self, captions: list[str]) -> Tensor:
@@ -321,7 +321,7 @@ class TextToVideoTask:
         )
 
     def _check_width(self, text_width: int) -> None:
-        assert not isinstance(self.recipe, ImageModelRecipe)
+        assert not isinstance(self.recipe, AddedRecipe)
         key = text_width_key(self.recipe)
         found = getattr(self.recipe.network, key)
         if found != text_width:

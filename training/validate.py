@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Recipe,
         Show1Recipe,
         TemporalVAERecipe,
+        VersVideoControlRecipe,
     )
 
 
@@ -43,6 +44,8 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_higen(recipe.network)
             elif recipe.task == "versvideo":
                 _validate_versvideo(recipe.network)
+            elif recipe.task == "versvideo_control":
+                _validate_conditions(recipe)
             elif recipe.task == "harivo":
                 _validate_motion(recipe)
             elif recipe.task == "control":
@@ -67,7 +70,7 @@ def validate(recipe: Recipe, name: str) -> None:
 
 
 # Tasks whose networks take frames of any height and width.
-_RECTANGULAR = ("temporal_vae", "text_to_video", "higen", "versvideo", "image", "show1", "expert")
+_RECTANGULAR = ("temporal_vae", "text_to_video", "higen", "versvideo", "versvideo_control", "image", "show1", "expert")
 
 
 def _validate_sides(recipe: Recipe) -> None:
@@ -264,7 +267,14 @@ def _validate_motion(recipe: HarivoRecipe) -> None:
         )
 
 
-def _validate_hints(recipe: ControlRecipe) -> None:
+def _validate_conditions(recipe: VersVideoControlRecipe) -> None:
+    names = recipe.conditions
+    if not names or len(set(names)) < len(names):
+        raise RecipeError(f"conditions: found {list(names)}, expected at least one, and none twice")
+    _validate_hints(recipe)
+
+
+def _validate_hints(recipe: ControlRecipe | VersVideoControlRecipe) -> None:
     hints = recipe.hints
     if hints.low_threshold > hints.high_threshold:
         raise RecipeError(
@@ -319,6 +329,8 @@ def _validate_preference(recipe: DiffusionRecipe) -> None:
     if not recipe.diffusion.caption_preference:
         return
     key, data, last = "diffusion.caption_preference", recipe.data, recipe.diffusion.last_time
+    if recipe.task == "versvideo_control":
+        raise RecipeError(f"{key}: found it with maps, which show the direction; expected 0")
     if recipe.task == "control":
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
     if recipe.task == "image" and not recipe.captions.places:
@@ -336,7 +348,10 @@ def _validate_preference(recipe: DiffusionRecipe) -> None:
 
 def _validate_text_and_noise(recipe: DiffusionRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
-    if recipe.task != "harivo" and recipe.task != "control" and text.kind == "captions":
+    # Those around a frozen denoiser read text as it does.
+    around = recipe.task == "harivo" or recipe.task == "control" or recipe.task == "versvideo_control"
+    if text.kind == "captions" and not around:
+        assert recipe.task != "harivo" and recipe.task != "control" and recipe.task != "versvideo_control"
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
         key = text_width_key(recipe)
         found = getattr(recipe.network, key)
