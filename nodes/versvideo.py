@@ -142,6 +142,53 @@ class VersVideoConditionType(io.ComfyNode):
         return io.NodeOutput(with_condition(control_net, other if condition == "other" else condition))
 
 
+class VersVideoStyle(io.ComfyNode):
+    """The style of an image beside a text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftVersVideoStyle",
+            display_name="VersVideo Style (Weft)",
+            category=CATEGORY,
+            description="Adds the style of an image to both prompts: tokens made of its CLIP embedding, behind those "
+            "of the text. VersVideo's model and its ControlNet read them as text.",
+            search_aliases=["style", "image prompt", "versvideo", "weft"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="Prompt, by the model's CLIP."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt; it gets the tokens of no image."),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output", tooltip="One image, from CLIP Vision Encode with CLIP ViT-L/14."
+                ),
+                io.Combo.Input(
+                    "style_name",
+                    options=folders.choices("style_models"),
+                    tooltip="Style adapter: file in models/style_models, models/weft, or one that comes with the pack. "
+                    "A file of VersVideo's ControlNet may hold it too.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="With the style of the image."),
+                io.Conditioning.Output(display_name="negative", tooltip="With the style of none."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, style_name: str, **kwargs: object) -> str:
+        """The file's date and size."""
+        return folders.stamp(style_name, "style_models")
+
+    @classmethod
+    def execute(cls, positive: list, negative: list, clip_vision_output: object, style_name: str) -> io.NodeOutput:
+        """Read the file, add the tokens."""
+        from ..model_loaders.bridge.style import load_style, with_style
+
+        adapter = load_style(folders.find(style_name, "style_models"))
+        styled = with_style(adapter, positive, clip_vision_output.image_embeds)  # type: ignore[attr-defined]
+        return io.NodeOutput(styled, with_style(adapter, negative, None))
+
+
 NODES: list[type[io.ComfyNode]] = []
 # Not offered yet: a node becomes part of the pack (`NODES`) with a workflow that runs it.
-HELD_BACK = [TemporalVAE, LoadVersVideoControl, VersVideoConditionType]
+HELD_BACK = [TemporalVAE, LoadVersVideoControl, VersVideoConditionType, VersVideoStyle]

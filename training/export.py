@@ -160,7 +160,7 @@ def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dic
     if isinstance(recipe, VersVideoControlRecipe):
         control = main.networks[CONTROL]
         assert isinstance(control, UnifiedControlNet)
-        save_unified_control(out, control.half(), denoiser=Path(recipe.denoiser.path).name, **said)
+        save_unified_control(out, control.half(), None, denoiser=Path(recipe.denoiser.path).name, **said)
         return {CONTROL: sum(p.numel() for p in control.parameters())}
     said = {"resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name, **said}
     role, network = next((role, main.networks[role]) for role in (MOTION, CONTROL) if role in main.networks)

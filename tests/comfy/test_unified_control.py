@@ -169,6 +169,33 @@ def test_context_windows_get_the_maps_of_their_frames(comfy, loaded, model, text
     assert all(torch.equal(a, b) for a, b in zip(found["output"], expected["output"], strict=True))
 
 
+def test_style_is_read_by_model_and_control_net(comfy, networks, loaded, sample, maps, texts):
+    """Tokens of an image behind both texts; the model and the ControlNet see them."""
+    from comfy.clip_vision import Output
+
+    styles, controls = comfy.ours("kernels.networks.style_adapter"), comfy.ours("model_loaders.unified_control")
+    (comfy.base / "models" / "style_models").mkdir(exist_ok=True)
+    with torch.inference_mode(False), torch.no_grad():
+        torch.manual_seed(4)
+        style = styles.StyleAdapter(styles.StyleAdapterConfig(10, 12, 3))
+        path = comfy.base / "models" / "style_models" / "style.safetensors"
+        controls.save_unified_control(path, networks[1], style)
+    seen = Output()
+    seen.image_embeds = torch.randn(1, 10)
+    given = {"positive": texts[0], "negative": texts[1], "clip_vision_output": seen, "style_name": "style.safetensors"}
+    positive, negative = comfy.run("WeftVersVideoStyle", **given)[:2]
+    torch.testing.assert_close(positive[0][0], style.append(texts[0][0][0], seen.image_embeds), rtol=0, atol=1e-6)
+    torch.testing.assert_close(negative[0][0], style.append(texts[1][0][0], torch.zeros(1, 10)), rtol=0, atol=1e-6)
+    assert texts[0][0][0].shape[1] == 77, "what was given stays"
+    plain = sample()
+    texts[0][:], texts[1][:] = positive, negative
+    styled, steered = sample(), sample((of(comfy, loaded, "hed"), maps, {}))
+    assert (styled - plain).abs().max() > 1e-4 and (steered - styled).abs().max() > 1e-4
+    seen.image_embeds = torch.randn(2, 10)
+    with pytest.raises(ValueError, match="Found the embeddings of 2 images, expected one"):
+        comfy.run("WeftVersVideoStyle", **given)
+
+
 def test_bad_input(comfy, loaded, sample, maps, core_models):
     hed = of(comfy, loaded, "hed")
     with pytest.raises(ValueError, match="There are 2 hed maps for a video of 3 frames: give one image for each frame"):

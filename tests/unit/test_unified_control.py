@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from weft.kernels.networks.style_adapter import StyleAdapter, StyleAdapterConfig
 from weft.kernels.networks.unified_control import Adapter, UnifiedControlConfig, UnifiedControlNet
 from weft.kernels.networks.versvideo import VersVideoUNet, VersVideoUNetConfig
 from weft.model_loaders.checkpoint import read
@@ -164,6 +165,42 @@ def test_files(unet, tmp_path):
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="does not say in its metadata which denoiser it is for"):
         read(path)
+
+
+def test_files_with_a_style_adapter(unet, tmp_path):
+    torch.manual_seed(0)
+    style, network = StyleAdapter(StyleAdapterConfig(10, 12, 3)), UnifiedControlNet.of(unet, ["image"])
+    save_unified_control(tmp_path / "both.safetensors", network, style)
+    checkpoint = read(tmp_path / "both.safetensors")
+    assert checkpoint.component("control_net").config == network.config
+    assert checkpoint.component("style_adapter").config == style.config
+    tensors = load_file(tmp_path / "both.safetensors")
+    alone = {name: x for name, x in tensors.items() if name.startswith("style_adapter.")}
+    assert {name: tuple(x.shape) for name, x in alone.items()} == {
+        "style_adapter.weight": (36, 10), "style_adapter.bias": (36,),
+    }  # fmt: skip
+    save_file(alone, tmp_path / "style.safetensors", {"text_width": "12"})
+    found = read(tmp_path / "style.safetensors").component("style_adapter").build()
+    assert all(torch.equal(x, style.state_dict()[name]) for name, x in found.state_dict().items())
+    # An odd number of rows is no whole number of tokens.
+    save_file(alone, tmp_path / "style.safetensors", {"text_width": "11"})
+    with pytest.raises(CheckpointError, match=r"project\.weight has shape \(36, 10\), expected \(33, 10\)"):
+        read(tmp_path / "style.safetensors")
+
+
+@torch.no_grad()
+def test_style_is_tokens_behind_the_text():
+    style, text, image = StyleAdapter(StyleAdapterConfig(10, 12, 3)), torch.randn(2, 77, 12), torch.randn(1, 10)
+    found = style.append(text, image)
+    assert found.shape == (2, 80, 12) and torch.equal(found[:, :77], text)
+    rows = style.project.weight @ image[0] + style.project.bias
+    torch.testing.assert_close(found[1, 77:], rows.reshape(3, 12), rtol=0, atol=1e-6)
+    none = style.append(text, torch.zeros(1, 10))[0, 77:]
+    torch.testing.assert_close(none, style.project.bias.reshape(3, 12), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="The image's embedding has width 8, the style adapter expects 10"):
+        style.append(text, image[:, :8])
+    with pytest.raises(ValueError, match="The text has width 16, the style adapter expects 12"):
+        style.append(torch.zeros(1, 77, 16), image)
 
 
 def test_bad_input(unet, inputs, hints):
