@@ -25,6 +25,7 @@ from ..kernels.networks.lvdm import (
     TextToVideoUNetConfig,
 )
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
+from ..kernels.networks.temporal_vae import TemporalVAE, TemporalVAEConfig
 from ..kernels.networks.versvideo import VersVideoUNet, VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
@@ -35,6 +36,7 @@ from .files import encode_metadata
 from .image_unet import ImageUNetConfig
 from .keymap import strip_prefix
 from .lvdm import SCALINGS
+from .temporal_vae import TEMPORAL_VAE
 
 # Networks that a bundle may hold, with their configurations.
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
@@ -46,6 +48,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
     "VersVideoUNet": (VersVideoUNet, VersVideoUNetConfig),
     "VideoAutoencoder": (VideoAutoencoder, VideoAutoencoderConfig),
     "CaptionEncoder": (CaptionEncoder, CaptionEncoderConfig),
+    "TemporalVAE": (TemporalVAE, TemporalVAEConfig),
     "VideoFeatures": (VideoFeatures, VideoFeaturesConfig),
 }
 
@@ -70,6 +73,7 @@ _PREFIXES = {
         "cond_stage_model.t5xxl.transformer.",
     ),
     FEATURES: ("features.",),
+    TEMPORAL_VAE: (f"{TEMPORAL_VAE}.",),
 }
 
 

@@ -82,6 +82,9 @@ class AutoencoderTask:
         objectives["autoencoder"] = total
         return Losses(objectives, {"loss": total, **metrics})
 
+    def after_step(self) -> None:
+        """Nothing."""
+
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """Mean absolute error and PSNR (dB, frames in 0..1) of held-out clips through the posterior's mean."""
         network = networks["vae"]

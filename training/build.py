@@ -17,6 +17,9 @@ from .config import (
     ImageRecipe,
     Recipe,
     Show1Recipe,
+    TemporalVAERecipe,
+    VersVideoControlRecipe,
+    VersVideoRecipe,
     read_recipe,
 )
 from .control_task import ControlTask
@@ -27,19 +30,28 @@ from .image_task import ImageTask
 from .settings import RecipeError
 from .show1_task import Show1Task
 from .task import Task
+from .temporal_vae_task import TemporalVAETask
 from .text_to_video_task import TextToVideoTask
 from .trainer import Trainer, seed_everything, uses_bf16
+from .versvideo_control_task import VersVideoControlTask
+from .versvideo_task import VersVideoTask
 
 
 def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
     """The task of a recipe; what it computes once (latents) is kept in the run folder."""
     if isinstance(recipe, AutoencoderRecipe):
         return AutoencoderTask(recipe, device)
+    if isinstance(recipe, TemporalVAERecipe):
+        return TemporalVAETask(recipe, folder, device)
     if isinstance(recipe, FeaturesRecipe):
         return FeaturesTask(recipe, device)
     mixed = uses_bf16(recipe.run.precision, device)
     if isinstance(recipe, HiGenRecipe):
         return HiGenTask(recipe, folder, device, mixed)
+    if isinstance(recipe, VersVideoRecipe):
+        return VersVideoTask(recipe, folder, device, mixed)
+    if isinstance(recipe, VersVideoControlRecipe):
+        return VersVideoControlTask(recipe, folder, device, mixed)
     if isinstance(recipe, HarivoRecipe):
         return HarivoTask(recipe, folder, device, mixed)
     if isinstance(recipe, ControlRecipe):

@@ -14,7 +14,7 @@ import torch
 from ..kernels.sampling.schedules import ddim_timesteps
 from ..model_loaders.errors import CheckpointError
 from .build import resume, start
-from .config import LARGEST_SEED, RECIPES, override, read_recipe, read_table
+from .config import RECIPES, override, read_recipe, read_table
 from .data.captions import Split
 from .data.moving_shapes import MovingShapesConfig, held_out_captions, write_dataset
 from .distance import NETWORK, FrechetMeter
@@ -23,6 +23,7 @@ from .export import export
 from .lora import export_lora
 from .sample import MakesVideos, Sampler, write_samples
 from .sample_show1 import CascadeSampler, opens
+from .sections import LARGEST_SEED
 from .settings import InputError, describe
 from .trainer import Trainer, TrainingError
 

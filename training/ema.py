@@ -18,7 +18,9 @@ class Ema:
     """Copies of networks whose parameters follow the trained ones slowly."""
 
     def __init__(self, networks: dict[str, nn.Module], limit: float) -> None:
-        self.networks = {name: copy.deepcopy(network).requires_grad_(False) for name, network in networks.items()}
+        self.networks = {
+            name: copy.deepcopy(network).requires_grad_(False).eval() for name, network in networks.items()
+        }
         self.limit = limit
         self.updates = 0
 

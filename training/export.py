@@ -13,26 +13,34 @@ from ..kernels.networks.harivo import MotionConfig, MotionNetwork
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
 from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
+from ..kernels.networks.temporal_vae import TemporalVAE, TemporalVAEConfig
+from ..kernels.networks.unified_control import UnifiedControlConfig, UnifiedControlNet
+from ..kernels.networks.versvideo import VersVideoUNet, VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.bundle import FEATURES, save_bundle
-from ..model_loaders.checkpoint import LatentSpec
+from ..model_loaders.checkpoint import Component, LatentSpec
 from ..model_loaders.files import encode_metadata
 from ..model_loaders.harivo import MOTION, save_motion
 from ..model_loaders.image_unet import ImageUNetConfig
 from ..model_loaders.show1 import LATENT
+from ..model_loaders.temporal_vae import TEMPORAL_VAE, save_temporal_vae
+from ..model_loaders.unified_control import save_unified_control
 from . import checkpoints
 from .config import (
+    AddedRecipe,
     DenoiserRecipe,
     ExpertRecipe,
     HarivoRecipe,
     HiGenRecipe,
-    ImageModelRecipe,
     ImageRecipe,
     Recipe,
     Show1Recipe,
+    TemporalVAERecipe,
     TextToVideoRecipe,
+    VersVideoControlRecipe,
+    VersVideoRecipe,
     read_recipe,
 )
 from .control_net import CONTROL, ControlNet, save_control_net
@@ -48,10 +56,12 @@ NETWORKS: dict[str, tuple[Any, type]] = {
     MOTION: (MotionNetwork, MotionConfig),
     CONTROL: (ControlNet, ImageUNetConfig),
     FEATURES: (VideoFeatures, VideoFeaturesConfig),
+    TEMPORAL_VAE: (TemporalVAE, TemporalVAEConfig),
 }
 DENOISERS: dict[type, tuple[Any, type]] = {
     TextToVideoRecipe: (TextToVideoUNet, TextToVideoUNetConfig),
     HiGenRecipe: (HiGenUNet, HiGenUNetConfig),
+    VersVideoRecipe: (VersVideoUNet, VersVideoUNetConfig),
     ImageRecipe: (ImageUNet, ImageUNetConfig),
     ExpertRecipe: (SpaceTimeUNet, SpaceTimeUNetConfig),
     Show1Recipe: (PixelUNet, PixelUNetConfig),
@@ -70,6 +80,8 @@ class Trained:
         self.networks: dict[str, nn.Module] = {}
         for role, config in state["configs"].items():
             network, kind = DENOISERS[type(self.recipe)] if role == "diffusion_model" else NETWORKS[role]
+            if isinstance(self.recipe, VersVideoControlRecipe) and role == CONTROL:
+                network, kind = UnifiedControlNet, UnifiedControlConfig
             self.networks[role] = network(read_section(kind, config, f"{path}: {role}."))
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)
@@ -85,8 +97,8 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     """Write a bundle of the networks of all sources, later ones first in doubt; returns parameters by component.
 
     A text-to-video run brings the autoencoder that it was trained on. A run around an image model gives a file of its
-    motion modules, or its ControlNet, alone. Raises InputError for unusable sources or an output that is not named
-    .safetensors.
+    motion modules, or its ControlNet, alone; so does that of a temporal decoder, where it is the only source. Raises
+    InputError for unusable sources or an output that is not named .safetensors.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: found the ending {out.suffix!r}, expected .safetensors")
@@ -94,21 +106,33 @@ def export(sources: list[Path], out: Path, weights: str = "ema", scores: Path | 
     trained = [Trained(source, weights) for source in sources]
     for part in trained:
         components |= part.networks
-    if any(isinstance(part.recipe, ImageModelRecipe) for part in trained):
+    if any(isinstance(part.recipe, AddedRecipe) for part in trained):
         return _export_alone(trained, out, scores)
+    if len(trained) == 1 and TEMPORAL_VAE in components:
+        return _export_temporal_vae(trained[0], out, scores)
     main = next((part for part in trained if isinstance(part.recipe, DenoiserRecipe)), trained[-1])
     schedule = NoiseSchedule()
     if isinstance(main.recipe, DenoiserRecipe):
         schedule = main.recipe.schedule.noise_schedule()
     metadata = _metadata(main, trained, scores)
     latent = _latent_spec(main, components)
-    parts = {
-        role: component_of(network) if isinstance(network, ImageUNet) else network
-        for role, network in components.items()
-    }
-    assert not isinstance(main.recipe, ImageModelRecipe)
+    parts = {role: _as_exported(network) for role, network in components.items()}
+    assert not isinstance(main.recipe, AddedRecipe)
     save_bundle(out, parts, system=main.recipe.system, latent=latent, schedule=schedule, metadata=metadata)
-    return {role: sum(p.numel() for p in network.parameters()) for role, network in components.items()}
+    return {role: _size(part) for role, part in parts.items()}
+
+
+def _as_exported(network: nn.Module) -> nn.Module | Component:
+    """Image models by ComfyUI's names; VersVideo's experts are merged."""
+    if isinstance(network, ImageUNet):
+        return component_of(network)
+    return network.merged() if isinstance(network, VersVideoUNet) else network
+
+
+def _size(part: nn.Module | Component) -> int:
+    """Parameters of a component."""
+    tensors = part.tensors.values() if isinstance(part, Component) else part.parameters()
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _metadata(main: Trained, trained: list[Trained], scores: Path | None) -> dict[str, object]:
@@ -128,13 +152,17 @@ def _metadata(main: Trained, trained: list[Trained], scores: Path | None) -> dic
 def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dict[str, int]:
     """The motion network or ControlNet of one run, without its image model."""
     main = trained[0]
-    if len(trained) > 1 or not isinstance(main.recipe, ImageModelRecipe):
+    if len(trained) > 1 or not isinstance(main.recipe, AddedRecipe):
         raise InputError(
             f"found {len(trained)} sources, expected one: motion modules, and a ControlNet, are a file of their own"
         )
-    recipe = main.recipe
-    said = {"resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name}
-    said |= _metadata(main, trained, scores)
+    recipe, said = main.recipe, _metadata(main, trained, scores)
+    if isinstance(recipe, VersVideoControlRecipe):
+        control = main.networks[CONTROL]
+        assert isinstance(control, UnifiedControlNet)
+        save_unified_control(out, control.half(), None, denoiser=Path(recipe.denoiser.path).name, **said)
+        return {CONTROL: sum(p.numel() for p in control.parameters())}
+    said = {"resolution": recipe.data.size, "image_model": Path(recipe.image_model.path).name, **said}
     role, network = next((role, main.networks[role]) for role in (MOTION, CONTROL) if role in main.networks)
     if isinstance(recipe, HarivoRecipe):
         assert isinstance(network, MotionNetwork)
@@ -143,6 +171,15 @@ def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dic
         assert isinstance(network, ControlNet)
         save_control_net(out, network, system="control", hint="canny", **to_table(recipe.hints), **said)
     return {role: sum(p.numel() for p in network.parameters())}
+
+
+def _export_temporal_vae(trained: Trained, out: Path, scores: Path | None) -> dict[str, int]:
+    """The temporal decoder without the autoencoder that it goes around."""
+    recipe, network = trained.recipe, trained.networks[TEMPORAL_VAE]
+    assert isinstance(recipe, TemporalVAERecipe) and isinstance(network, TemporalVAE)
+    said = {"autoencoder": Path(recipe.autoencoder.path).name, **_metadata(trained, [trained], scores)}
+    save_temporal_vae(out, network.half(), **said)
+    return {TEMPORAL_VAE: sum(p.numel() for p in network.parameters())}
 
 
 def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:

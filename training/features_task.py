@@ -58,6 +58,9 @@ class FeaturesTask:
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(labels)
         return Losses({FEATURES: loss}, {"loss": loss})
 
+    def after_step(self) -> None:
+        """Nothing."""
+
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """Share of held-out clips of which the network says all right, by group of labels."""
         count = min(self.recipe.run.validation_clips, len(self.held_out))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..model_loaders.checkpoint import read
 from . import checkpoints
-from .config import ImageFirstStage, VideoFirstStage
 from .losses import to_frames
+from .sections import ImageAutoencoderFile, VideoAutoencoderFile
 from .settings import RecipeError, read_section
 
 COPY_NAME = "autoencoder.safetensors"
@@ -51,7 +51,7 @@ def latent_layout(network: FrozenAutoencoder) -> tuple[int, tuple[int, ...]]:
     return network.config.embed_dim, network.config.downsample
 
 
-def load_autoencoder(settings: VideoFirstStage | ImageFirstStage, folder: Path) -> FrozenAutoencoder:
+def load_autoencoder(settings: VideoAutoencoderFile | ImageAutoencoderFile, folder: Path) -> FrozenAutoencoder:
     """The frozen autoencoder; a copy of a 3D one is left in the run folder: the run needs nothing else afterwards."""
     copy, path = folder / COPY_NAME, Path(settings.path)
     network: FrozenAutoencoder
@@ -59,7 +59,7 @@ def load_autoencoder(settings: VideoFirstStage | ImageFirstStage, folder: Path) 
         network = read_autoencoder(copy)
     elif not path.exists():
         raise RecipeError(f"autoencoder.path: {path} does not exist; train the autoencoder or name its run folder")
-    elif isinstance(settings, ImageFirstStage):
+    elif isinstance(settings, ImageAutoencoderFile):
         network = ImageAutoencoder(path)
     else:
         network = _open(path, settings.weights)

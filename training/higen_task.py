@@ -17,6 +17,7 @@ from .first_stage import latent_layout
 from .higen_settings import ColourFeatures, EncoderFeatures
 from .latents import Latents
 from .operations import TrainingOperations
+from .pictures import drawn_pictures, shows_pictures
 from .settings import RecipeError
 from .task import Batch, Losses
 from .text_to_video_task import TextToVideoTask, initialize_denoiser
@@ -38,18 +39,12 @@ class HiGenTask(TextToVideoTask):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Those of videos, or of single frames in the recipe's share of the steps."""
-        share = self.recipe.pictures.share
-        if step < self.recipe.pictures.start or int((step + 1) * share) == int(step * share):
+        if not shows_pictures(self.recipe.pictures, step):
             return super().losses(batch, step)
         mean, logvar, tokens, *_ = batch
         latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        count = self.recipe.pictures.per_clip
-        middle, reach = latents.shape[2] // 2, round(self.recipe.pictures.spread * latents.shape[2] / 2)
-        first, end = max(0, middle - reach), min(latents.shape[2], middle + max(1, reach))
-        frames = torch.randint(first, end, (len(latents), count), device=latents.device)
-        clips = torch.arange(len(latents), device=latents.device)[:, None]
-        pictures = latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]
-        return self._objective(pictures, tokens.repeat_interleave(count, dim=0))
+        pictures = drawn_pictures(self.recipe.pictures, latents)
+        return self._objective(pictures, tokens.repeat_interleave(self.recipe.pictures.per_clip, dim=0))
 
     def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
         pictures = latents.shape[2] == 1  # which show no direction

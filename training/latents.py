@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .config import Data
 from .data.captions import Split
 from .data.clips import Clips, stack_videos, to_pixels
 from .first_stage import FrozenAutoencoder
+from .sections import Data
 from .settings import InputError, RecipeError, to_table
 
 ENCODE_BATCH = 16

@@ -20,11 +20,12 @@ from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from ..kernels.sampling.schedules import ddim_sigmas, ddim_step, ddim_timesteps, denoised_of
 from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
 from ..model_loaders.harivo import MOTION
-from .config import DiffusionRecipe, HarivoRecipe, ImageRecipe, MovingShapesData, TextToVideoRecipe, frame_size
+from .config import DiffusionRecipe, HarivoRecipe, ImageRecipe, TextToVideoRecipe, VersVideoRecipe
 from .data.video_files import write_video
 from .export import Trained
 from .image_model import open_image_model
 from .moving_unet import MovingModel
+from .sections import MovingShapesData, frame_size
 from .settings import InputError
 
 BATCH = 16
@@ -35,9 +36,9 @@ class Sampler:
 
     def __init__(self, source: Path, device: torch.device) -> None:
         trained = Trained(source)
-        if not isinstance(trained.recipe, TextToVideoRecipe | ImageRecipe | HarivoRecipe):
+        if not isinstance(trained.recipe, TextToVideoRecipe | VersVideoRecipe | ImageRecipe | HarivoRecipe):
             raise InputError(
-                f"{source}: a run of {trained.recipe.task}, expected text_to_video, image, harivo or show1"
+                f"{source}: a run of {trained.recipe.task}, expected text_to_video, versvideo, image, harivo or show1"
             )
         if isinstance(trained.recipe, HarivoRecipe):
             _add_image_model(trained.networks, Path(trained.recipe.image_model.path))

@@ -21,10 +21,11 @@ from ..kernels.sampling import cascade
 from ..kernels.sampling.dpm_solver import DPMSolver, dpm_sigmas, dpm_timesteps
 from ..kernels.sampling.schedules import denoised_of
 from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
-from .config import DiffusionRecipe, Show1Recipe, frame_size
+from .config import DiffusionRecipe, Show1Recipe
 from .data.clips import open_clips, stack_videos
 from .export import Trained
 from .sample import encode_captions
+from .sections import frame_size
 from .settings import InputError
 from .show1_settings import Stage
 from .show1_task import shrunk

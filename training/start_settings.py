@@ -43,6 +43,15 @@ class DenoiserStart(GivenWeights):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VersVideoStart(DenoiserStart):
+    """The same for VersVideo, or an image model of the same sizes."""
+
+    image_model: str = setting(
+        "", doc="file of Stable Diffusion 1.5 that it starts from, without effect of what that lacks; empty: drawn"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageStart(GivenWeights):
     """How an image model's weights are drawn: every branch begins without effect."""
 

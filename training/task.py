@@ -65,6 +65,10 @@ class Task(Protocol):
         """Losses of a batch that lies on the training device."""
         ...
 
+    def after_step(self) -> None:
+        """What is done to the networks behind every step of the optimizers."""
+        ...
+
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """Measures of these networks on held-out clips; uses no global generator."""
         ...

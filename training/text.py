@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
 from ..model_loaders.checkpoint import TEXT_ENCODER
-from .config import Data, MovingShapesData
 from .data.captions import PLACE_WORDS, caption_terms
 from .opened import open_networks
 from .operations import TrainingOperations
+from .sections import Data, MovingShapesData
 from .settings import RecipeError
 from .text_settings import CaptionText, ClipText, GivenText, T5Text
 

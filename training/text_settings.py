@@ -48,3 +48,10 @@ class ImageModelText:
     """The caption encoder that an image model was trained with, frozen."""
 
     kind: Literal["image_model"] = setting("image_model", doc="the caption encoder of the image model, frozen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserText:
+    """The caption encoder that a denoiser was trained with, frozen."""
+
+    kind: Literal["denoiser"] = setting("denoiser", doc="the caption encoder of the denoiser, frozen")

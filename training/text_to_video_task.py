@@ -20,15 +20,7 @@ from ..kernels.networks.show1 import JointAttention
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
-from .config import (
-    DiffusionRecipe,
-    ExpertRecipe,
-    ImageFirstStage,
-    ImageModelRecipe,
-    Show1Recipe,
-    TextToVideoRecipe,
-    frame_size,
-)
+from .config import AddedRecipe, DiffusionRecipe, ExpertRecipe, Show1Recipe, TextToVideoRecipe
 from .data.captions import Split, with_other_directions
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
@@ -36,6 +28,7 @@ from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
 from .operations import TrainingOperations
 from .preference import OtherCaptions, OtherClips, preference_loss
+from .sections import ImageFirstStage, frame_size
 from .settings import RecipeError, Table
 from .start_settings import DenoiserStart
 from .task import Batch, Losses, RareClips
@@ -107,7 +100,7 @@ class TextToVideoTask:
         self._cache = Path(stage.cache) if stage.cache else folder / "latents"
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
-        assert not isinstance(self.recipe, ImageModelRecipe)
+        assert not isinstance(self.recipe, AddedRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _open_others(self, text: TextEncoder) -> OtherCaptions:
@@ -186,6 +179,9 @@ class TextToVideoTask:
         factors = self.weights.sqrt().mean() * self.weights[times].sqrt()
         factors = factors * contrast_weights(latents, self.recipe.diffusion.contrast_power)
         return (factors * errors).mean()
+
+    def after_step(self) -> None:
+        """Nothing."""
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
         """The loss on held-out captions over fixed times and noise."""
@@ -301,7 +297,7 @@ class TextToVideoTask:
 
     def _network_channels(self) -> tuple[str, int]:
         """Channels that the network reads, and the setting that says so."""
-        assert not isinstance(self.recipe, ImageModelRecipe)
+        assert not isinstance(self.recipe, AddedRecipe)
         return "network.in_channels", self.recipe.network.in_channels
 
     def _rare(self, captions: list[str]) -> Tensor:
@@ -325,7 +321,7 @@ class TextToVideoTask:
         )
 
     def _check_width(self, text_width: int) -> None:
-        assert not isinstance(self.recipe, ImageModelRecipe)
+        assert not isinstance(self.recipe, AddedRecipe)
         key = text_width_key(self.recipe)
         found = getattr(self.recipe.network, key)
         if found != text_width:

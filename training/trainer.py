@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from . import checkpoints
 from .batches import BatchQueue, ShuffledClips
-from .config import Optimization, Recipe
+from .config import Recipe
 from .ema import Ema
 from .metrics import Meter, MetricsFile, draw_curves, read_rows
 from .revision import git_revision
+from .sections import Optimization
 from .settings import to_table, to_toml
 from .task import Batch, Task
 
@@ -166,6 +167,7 @@ class Trainer:
                 norm = nn.utils.clip_grad_norm_(self.parameters[name], self.recipe.optimization.gradient_clip)
                 self.meter.add({f"{name}_gradient_norm": norm})
             self.optimizers[name].step()
+        self.task.after_step()
         self.ema.update(self.task.networks)
         self.step += 1
         self.clips_seen = queue.position

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
     from ..kernels.networks.lvdm import TextToVideoUNetConfig
     from ..kernels.networks.show1 import PixelUNetConfig
+    from ..kernels.networks.versvideo import VersVideoUNetConfig
     from ..model_loaders.image_unet import ImageUNetConfig
     from .config import (
         AutoencoderRecipe,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
         ImageRecipe,
         Recipe,
         Show1Recipe,
+        TemporalVAERecipe,
+        VersVideoControlRecipe,
     )
 
 
@@ -33,11 +36,17 @@ def validate(recipe: Recipe, name: str) -> None:
         if recipe.task == "autoencoder":
             _validate_autoencoder(recipe)
             _validate_windows(recipe)
+        elif recipe.task == "temporal_vae":
+            _validate_temporal_vae(recipe)
         elif recipe.task == "features":
             _validate_features(recipe)
         else:
             if recipe.task == "higen":
                 _validate_higen(recipe.network)
+            elif recipe.task == "versvideo":
+                _validate_versvideo(recipe.network)
+            elif recipe.task == "versvideo_control":
+                _validate_conditions(recipe)
             elif recipe.task == "harivo":
                 _validate_motion(recipe)
             elif recipe.task == "control":
@@ -63,7 +72,7 @@ def validate(recipe: Recipe, name: str) -> None:
 
 
 # Tasks whose networks take frames of any height and width.
-_RECTANGULAR = ("text_to_video", "higen", "image", "show1", "expert")
+_RECTANGULAR = ("temporal_vae", "text_to_video", "higen", "versvideo", "versvideo_control", "image", "show1", "expert")
 
 
 def _validate_sides(recipe: Recipe) -> None:
@@ -106,19 +115,37 @@ def _validate_windows(recipe: AutoencoderRecipe) -> None:
         _multiple(key, size, max(space), "network.downsample in height and width")
     if crops.steps and crops.size > data.size:
         raise RecipeError(f"crops.size: found {crops.size}, expected at most data.size = {data.size}")
+    key = "crops.size" if loss.discriminator_start < crops.steps else "data.size"
+    _validate_discriminator(recipe, key, sizes[key])
+
+
+def _validate_discriminator(recipe: AutoencoderRecipe | TemporalVAERecipe, key: str, size: int) -> None:
+    """Whether frames of this size leave any patches."""
+    loss = recipe.loss
     if not loss.discriminator_channels:
         raise RecipeError("loss.discriminator_channels: found none, expected at least one width")
     if loss.discriminator_start >= recipe.run.steps:
         return
-    key = "crops.size" if loss.discriminator_start < crops.steps else "data.size"
     # All but the last two convolutions halve a frame, those take one pixel each; the first halves it always.
     layers = len(loss.discriminator_channels)
-    patches = (sizes[key] >> max(1, layers - 1)) - (1 if layers == 1 else 2)
+    patches = (size >> max(1, layers - 1)) - (1 if layers == 1 else 2)
     if patches < 1:
         raise RecipeError(
-            f"loss.discriminator_channels: {layers} widths leave no patch of frames with {key} = {sizes[key]}; "
+            f"loss.discriminator_channels: {layers} widths leave no patch of frames with {key} = {size}; "
             "expected fewer widths or larger frames"
         )
+
+
+def _validate_temporal_vae(recipe: TemporalVAERecipe) -> None:
+    data, refinement = recipe.data, recipe.refinement
+    if data.frames < 2:
+        raise RecipeError(f"data.frames: found {data.frames}, expected at least 2: frames are to see each other")
+    if not refinement.mult:
+        raise RecipeError("refinement.mult: found none, expected a factor of at least 1 per level")
+    for key, pixels in data.sides.items():
+        _multiple(f"data.{key}", pixels, 2 ** (len(refinement.mult) - 1), "what refinement.mult halves")
+    key, smallest = min(data.sides.items(), key=lambda side: side[1])
+    _validate_discriminator(recipe, f"data.{key}", smallest)
 
 
 def _validate_features(recipe: FeaturesRecipe) -> None:
@@ -149,6 +176,22 @@ def _validate_higen(network: HiGenUNetConfig) -> None:
         _at_least_one(f"network.{key}", getattr(network, key))
     _validate_space_time(network)
     _multiple("network: 4 * model_channels", 4 * network.model_channels, network.resampler_heads, "resampler_heads")
+
+
+def _validate_versvideo(network: VersVideoUNetConfig) -> None:
+    for key in ("in_channels", "num_res_blocks", "heads", "context_width", "depth", "spatial_experts"):
+        _at_least_one(f"network.{key}", getattr(network, key))
+    _at_least_one("network.temporal_experts", network.temporal_experts)
+    if network.out_channels != network.in_channels:
+        raise RecipeError(
+            f"network.out_channels: found {network.out_channels}, expected network.in_channels = {network.in_channels}"
+        )
+    levels = _widths(network.model_channels, network.channel_mult, network.attention_factors)
+    for width in levels.values():
+        _multiple("network: width", width, 16, "what excitations squeeze")
+    # The middle of the network attends too, at the width of the last level.
+    for factor in sorted({*network.attention_factors, max(levels)}):
+        _multiple("network: width", levels[factor], network.heads, "network.heads")
 
 
 def _validate_space_time(network: SpaceTimeUNetConfig) -> None:
@@ -231,7 +274,14 @@ def _validate_motion(recipe: HarivoRecipe) -> None:
         )
 
 
-def _validate_hints(recipe: ControlRecipe) -> None:
+def _validate_conditions(recipe: VersVideoControlRecipe) -> None:
+    names = recipe.conditions
+    if not names or len(set(names)) < len(names):
+        raise RecipeError(f"conditions: found {list(names)}, expected at least one, and none twice")
+    _validate_hints(recipe)
+
+
+def _validate_hints(recipe: ControlRecipe | VersVideoControlRecipe) -> None:
     hints = recipe.hints
     if hints.low_threshold > hints.high_threshold:
         raise RecipeError(
@@ -295,6 +345,8 @@ def _validate_preference(recipe: DiffusionRecipe) -> None:
     if not recipe.diffusion.caption_preference:
         return
     key, data, last = "diffusion.caption_preference", recipe.data, recipe.diffusion.last_time
+    if recipe.task == "versvideo_control":
+        raise RecipeError(f"{key}: found it with maps, which show the direction; expected 0")
     if recipe.task == "control":
         raise RecipeError(f"{key}: found it with single frames, which show no direction; expected 0")
     if recipe.task == "image" and not recipe.captions.places:
@@ -312,7 +364,10 @@ def _validate_preference(recipe: DiffusionRecipe) -> None:
 
 def _validate_text_and_noise(recipe: DiffusionRecipe) -> None:
     text, schedule = recipe.text_encoder, recipe.schedule
-    if recipe.task != "harivo" and recipe.task != "control" and text.kind == "captions":
+    # Those around a frozen denoiser read text as it does.
+    around = recipe.task == "harivo" or recipe.task == "control" or recipe.task == "versvideo_control"
+    if text.kind == "captions" and not around:
+        assert recipe.task != "harivo" and recipe.task != "control" and recipe.task != "versvideo_control"
         _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
         key = text_width_key(recipe)
         found = getattr(recipe.network, key)

@@ -4,7 +4,7 @@ Stages are numbered like the entries of the usual U-Net lists (one per residual 
 per residual block going up), so released key names map by rule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,8 +58,8 @@ class Stage(nn.Module):
         return x
 
 
-class Skeleton(nn.Module):
-    """Encoder, middle and decoder of a U-Net with one residual block more per level going up than going down."""
+class Descent(nn.Module):
+    """Encoder and middle of a U-Net."""
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class Skeleton(nn.Module):
         attends = [2**level in attention_factors for level in range(len(widths))]
         down, skips = [], [channels]
         current = channels
+        self.skip_widths = skips
         for level, width in enumerate(widths):
             for _ in range(counts[level]):
                 attention = blocks.attention(width, level) if attends[level] else None
@@ -95,6 +96,37 @@ class Skeleton(nn.Module):
                 Stage(blocks.residual(current, current)),
             ]
         )
+
+    def forward(self, x: Tensor, step: Step) -> tuple[Tensor, list[Tensor]]:
+        """x (B*T, channels, H, W) -> what the middle gives, and the skips, x first."""
+        skips = [x]
+        for stage in self.down:
+            x = stage(x, step)
+            skips.append(x)
+        for stage in self.middle:
+            x = stage(x, step)
+        return x, skips
+
+
+class Skeleton(nn.Module):
+    """Encoder, middle and decoder of a U-Net with one residual block more per level going up than going down."""
+
+    def __init__(
+        self,
+        channels: int,
+        multipliers: tuple[float, ...],
+        residual_blocks: int | tuple[int, ...],
+        attention_factors: tuple[int, ...],
+        blocks: Blocks,
+    ) -> None:
+        """As of `Descent`."""
+        super().__init__()
+        descent = Descent(channels, multipliers, residual_blocks, attention_factors, blocks)
+        self.down, self.middle = descent.down, descent.middle
+        widths = [round(channels * multiplier) for multiplier in multipliers]
+        counts = (residual_blocks,) * len(widths) if isinstance(residual_blocks, int) else residual_blocks
+        attends = [2**level in attention_factors for level in range(len(widths))]
+        skips, current = list(descent.skip_widths), widths[-1]
         up = []
         for level, width in reversed(list(enumerate(widths))):
             for index in range(counts[level] + 1):
@@ -105,14 +137,23 @@ class Skeleton(nn.Module):
                 current = width
         self.up = nn.ModuleList(up)
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:
-        """x (B*T, channels, H, W) -> (B*T, channels * first multiplier, H, W)."""
+    def forward(self, x: Tensor, step: Step, control: Sequence[Tensor | None] | None = None) -> Tensor:
+        """x (B*T, channels, H, W) -> (B*T, channels * first multiplier, H, W).
+
+        `control` is added to what the decoder reads: one for every skip, x first, and one for the middle's output.
+        """
         skips = [x]
         for stage in self.down:
             x = stage(x, step)
             skips.append(x)
         for stage in self.middle:
             x = stage(x, step)
+        if control is not None:
+            steered = [
+                h if added is None else h + added.to(h.dtype) for h, added in zip([*skips, x], control, strict=True)
+            ]
+            x = steered.pop()
+            skips = steered
         for stage in self.up:
             x = torch.cat([x, skips.pop()], dim=1)
             size = tuple(skips[-1].shape[2:]) if skips else None

@@ -1,11 +1,15 @@
 """VersVideo's TCM-VAE (section 3.3): what makes a frame-wise image decoder one of videos.
 
 Beside every level of the decoder stands a temporal compensation module, T_i(z_i) + z_i instead of z_i, and behind it a
-refinement network, frame by frame. Encoder and decoder are those of Stable Diffusion and no part of this.
+refinement network, frame by frame. Encoder and decoder are those of an image model and no part of this: the modules are
+put behind layers of the decoder for the time of a call.
 
-Shapes: B videos, T frames, C channels. Between layers a video is (B*T, C, H, W) in channels-last memory.
+Shapes: B videos, T frames, Z latent channels, C channels. Between layers a video is (B*T, C, H, W) in channels-last
+memory.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +20,9 @@ from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
 from ..layers.resnet import ClipNorm, Downsample, Step, Upsample
 from .skeleton import Blocks, Skeleton
 
+REACH = 4
+"""Frames before and after a frame that a compensation module sees: two for each of its convolutions."""
+
 
 @dataclass(frozen=True)
 class TemporalVAEConfig:
@@ -23,11 +30,13 @@ class TemporalVAEConfig:
 
     Attributes:
         widths: channels of the decoder's features behind level 0 (at the size of the image) to level 3, i = 1 to 4.
+        latent_channels: of the image decoder.
         refinement_channels: base width of the refinement network; `refinement_mult` multiplies it per level.
         refinement_blocks: residual blocks of a level going down; there is one more going up.
     """
 
     widths: tuple[int, ...] = (128, 256, 512, 512)
+    latent_channels: int = 4
     refinement_channels: int = 64
     refinement_mult: tuple[float, ...] = (1, 2, 4)
     refinement_blocks: int = 2
@@ -168,3 +177,71 @@ class TemporalVAE(nn.Module):
             module.start_silent()  # type: ignore[operator]
         for parameter in self.refine.conv_out.parameters():
             parameter.zero_()
+
+
+def around(chosen: range, frames: int, total: int) -> range:
+    """Frames of a clip and so many more at either side, as far as the clip of `total` frames has them."""
+    return range(max(0, chosen.start - frames), min(total, chosen.stop + frames))
+
+
+class TemporalDecoder:
+    """An image decoder whose frames see each other, with a network of compensation and refinement around it."""
+
+    def __init__(self, network: TemporalVAE, decode: Callable[[Tensor], Tensor], places: Sequence[nn.Module]) -> None:
+        """Around a decoder that stays as it is.
+
+        Args:
+            network: what is added.
+            decode: latents of frames (N, Z, h, w) -> frames (N, 3, H, W) in -1..1.
+            places: layers in it that give z_M to z_1, in this order: (N, C, H', W'), or (N, C, 1, H', W').
+
+        Raises:
+            ValueError: as many places as the network has levels are expected.
+        """
+        if len(places) != len(network.levels):
+            raise ValueError(f"The decoder has {len(places)} levels, expected {len(network.levels)}.")
+        self.network, self.decode, self.places = network, decode, places
+
+    def __call__(self, latents: Tensor, chosen: range | None = None, features: list[Tensor] | None = None) -> Tensor:
+        """Frames as they are when the whole clip is decoded (Eq. 12 and 13), by default all of it.
+
+        Args:
+            latents: (B, Z, T, h, w).
+            chosen: frames that are wanted; only what they see of the others is computed.
+            features: a list that gets the compensated features F_S of all levels, M to 1, (B*T', C, H', W').
+
+        Returns:
+            (B, 3, frames that were chosen, H, W) in -1..1.
+        """
+        total = latents.shape[2]
+        chosen = range(total) if chosen is None else chosen
+        given = around(chosen, REACH * len(self.places), total)
+        rows = latents[:, :, given.start : given.stop].transpose(1, 2).flatten(0, 1)
+        with self._compensated(chosen, total, features):
+            images = self.decode(rows)
+        return self.network.refine(images).unflatten(0, (len(latents), -1)).transpose(1, 2)
+
+    @contextmanager
+    def _compensated(self, chosen: range, total: int, features: list[Tensor] | None) -> Iterator[None]:
+        """Hooks behind the places, while it is open; each hands on no more frames than are needed from there."""
+
+        def behind(level: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+            seen, needed = (around(chosen, REACH * count, total) for count in (level, level - 1))
+            kept = slice(needed.start - seen.start, needed.stop - seen.start)
+
+            def compensate(module: nn.Module, inputs: object, z: Tensor) -> Tensor:
+                pictures = z.flatten(2, 3) if z.ndim == 5 else z  # one frame each
+                out = self.network.compensate(pictures, level, len(seen))
+                if features is not None:
+                    features.append(out)
+                return out.unflatten(0, (-1, len(seen)))[:, kept].flatten(0, 1).reshape(-1, *z.shape[1:])
+
+            return compensate
+
+        levels = range(len(self.places), 0, -1)
+        hooks = [place.register_forward_hook(behind(level)) for place, level in zip(self.places, levels, strict=True)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()

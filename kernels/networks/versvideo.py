@@ -8,7 +8,8 @@ Shapes: B videos, T frames, C channels, H, W latent size, P = H*W, N text tokens
 Between layers a video is (B*T, C, H, W) in channels-last memory, which is the memory of tokens (B, T, P, C).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..layers.attention import FeedForward
 from ..layers.embeddings import Perceptron, sinusoid
 from ..layers.excitation import MultiExcitation
+from ..layers.experts import merge_experts
 from ..layers.operations import BuildKeywords, LayerKeywords, TorchOperations
 from ..layers.resnet import ClipNorm, Downsample, Step, Upsample
 from ..layers.transformers import BlockChain, SpatialBlock, TemporalBlock, Transformer
@@ -133,6 +135,37 @@ class SpaceTimeAttention(nn.Module):
                 parameter.zero_()
 
 
+def unet_blocks(config: VersVideoUNetConfig, build: BuildKeywords) -> Blocks:
+    """Makers of the parts of the U-Net, and of copies of its encoder."""
+    return Blocks(
+        residual=lambda cin, cout: ExcitedResidual(cin, cout, config, **build),
+        attention=lambda channels, level: SpaceTimeAttention(channels, config, **build),
+        downsample=lambda channels: Downsample(channels, **build),
+        upsample=lambda channels: Upsample(channels, **build),
+    )
+
+
+def first_step(
+    config: VersVideoUNetConfig, time_embedding: nn.Module, x: Tensor, timesteps: Tensor, context: Tensor | None
+) -> Step:
+    """What the layers of a call share: x (B, C, T, H, W), timesteps (B,), context (B, N, D).
+
+    Raises:
+        ValueError: the context is missing or its width is not the configured one.
+    """
+    width = config.context_width
+    if context is None or context.shape[-1] != width:
+        found = "none" if context is None else f"width {context.shape[-1]}"
+        raise ValueError(f"The text conditioning must have width {width}, found {found}: use this model's CLIP.")
+    embedding = time_embedding(sinusoid(timesteps, config.model_channels).to(x.dtype))
+    return Step(x.shape[2], F.silu(embedding), context.to(x.dtype))
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Videos (B, C, T, H, W) -> frames (B*T, C, H, W) in channels-last memory."""
+    return x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
 class VersVideoUNet(nn.Module):
     """The denoiser of VersVideo; it predicts velocities. Single frames are pictures, which it is trained on too."""
 
@@ -152,36 +185,41 @@ class VersVideoUNet(nn.Module):
         layer: LayerKeywords = {"dtype": dtype, "device": device}
         build: BuildKeywords = {**layer, "operations": operations}
         width = config.model_channels
-        self.config = config
+        self.config, self.operations = config, operations
         self.time_embedding = Perceptron(width, 4 * width, **build)
         self.conv_in = operations.Conv2d(config.in_channels, width, 3, padding=1, **layer)
-        blocks = Blocks(
-            residual=lambda cin, cout: ExcitedResidual(cin, cout, config, **build),
-            attention=lambda channels, level: SpaceTimeAttention(channels, config, **build),
-            downsample=lambda channels: Downsample(channels, **build),
-            upsample=lambda channels: Upsample(channels, **build),
-        )
+        blocks = unet_blocks(config, build)
         self.skeleton = Skeleton(width, config.channel_mult, config.num_res_blocks, config.attention_factors, blocks)
         self.norm_out = ClipNorm(width, groups=GROUPS, activation="silu", **build)
         self.conv_out = operations.Conv2d(width, config.out_channels, 3, padding=1, **layer)
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        control: Sequence[Tensor | None] | None = None,
+    ) -> Tensor:
         """Predict the velocity: x (B, C, T, H, W), timesteps (B,), context (B, N, D) -> shape of x.
+
+        `control` is what a ControlNet adds to skips and middle, (B*T, C', H', W') each.
 
         Raises:
             ValueError: the context is missing or its width is not the configured one.
         """
-        width = self.config.context_width
-        if context is None or context.shape[-1] != width:
-            found = "none" if context is None else f"width {context.shape[-1]}"
-            raise ValueError(f"The text conditioning must have width {width}, found {found}: use this model's CLIP.")
         frames = x.shape[2]
-        embedding = self.time_embedding(sinusoid(timesteps, self.config.model_channels).to(x.dtype))
-        step = Step(frames, F.silu(embedding), context.to(x.dtype))
-        h = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        h = self.skeleton(self.conv_in(h), step)
+        step = first_step(self.config, self.time_embedding, x, timesteps, context)
+        h = self.skeleton(self.conv_in(as_rows(x)), step, control)
         h = self.conv_out(self.norm_out(h, 1))
         return h.unflatten(0, (-1, frames)).transpose(1, 2)
+
+    def merged(self) -> "VersVideoUNet":
+        """The network of use: every layer of experts is one layer with the mean of their weights."""
+        config = replace(self.config, spatial_experts=1, temporal_experts=1)
+        with torch.device("meta"):
+            network = VersVideoUNet(config)
+        network.load_state_dict(merge_experts(self.state_dict()), assign=True)
+        return network.requires_grad_(False).train(self.training)
 
     def start_as_image_model(self) -> None:
         """Set what an image model does not have so that frames are those of the image model whose layers these are.

@@ -251,6 +251,10 @@ class VideoAutoencoder(nn.Module):
         """Latents (B, embed_dim, t, h, w), not scaled -> pixels, not clamped."""
         return self._by_frame(lambda part: self.decoder(self.post_quant_conv(part)), z)
 
+    def decode_frames(self, z: Tensor) -> Tensor:
+        """Latents of single frames (N, embed_dim, h, w), each decoded by itself -> pixels (N, 3, H, W)."""
+        return self.decoder(self.post_quant_conv(z[:, :, None]))[:, :, 0]
+
     def _by_frame(self, layers: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Layers on clips (B, C, T, H, W), or on each of their frames alone."""
         if not self.config.framewise:

@@ -11,6 +11,7 @@ import comfy.controlnet as controlnet
 import comfy.diffusers_convert as diffusers_convert
 import comfy.latent_formats as latent_formats
 import comfy.ldm.modules.attention as attention
+import comfy.ldm.modules.diffusionmodules.model as model
 import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import comfy.model_base as model_base
 import comfy.model_management as model_management
@@ -43,6 +44,7 @@ BORROWED = {
     ),
     controlnet: ("ControlBase",),
     diffusers_convert: ("convert_vae_state_dict",),
+    model: ("Decoder",),
     openaimodel: ("ResBlock", "SpatialTransformer", "UNetModel", "forward_timestep_embed"),
     latent_formats: ("LatentFormat", "SD15"),
     model_base: ("BaseModel", "ModelType"),

@@ -58,7 +58,7 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
         ) -> Tensor:
             """x (B, C, T, H, W), timesteps (B,) -> prediction like the latent; calls DIFFUSION_MODEL wrappers."""
             options = transformer_options or {}
-            if control is not None and not self.control_was_given:
+            if control is not None and "control" not in accepted and not self.control_was_given:
                 self.control_was_given = True  # said once, not at every step
                 log.warning("%s takes no ControlNet: it has no effect.", network.__name__)
             kind = patcher_extension.WrappersMP.DIFFUSION_MODEL
@@ -72,11 +72,14 @@ def bridged(network: type[nn.Module]) -> type[nn.Module]:
             x: Tensor,
             timesteps: Tensor,
             context: Tensor | None,
-            control: object,
+            control: Mapping[str, list[Tensor | None]] | None,
             options: object,
             **given: object,
         ) -> Tensor:
             kept = {name: value for name, value in given.items() if name in accepted}
+            if "control" in accepted and control is not None:
+                # Those of the skips, first to last, and of the middle.
+                kept["control"] = [*control["output"], *control["middle"]]
             with low_memory(is_memory_low()):
                 return super().forward(x, timesteps, context, **kept)
 

@@ -15,9 +15,10 @@ from weft.kernels.networks.video_autoencoder import VideoAutoencoder
 from weft.training import checkpoints
 from weft.training.batches import ShuffledClips
 from weft.training.build import resume, start
-from weft.training.config import Optimization, override, read_recipe, read_table
+from weft.training.config import override, read_recipe, read_table
 from weft.training.ema import Ema, ema_decay
 from weft.training.metrics import draw_curves, read_rows
+from weft.training.sections import Optimization
 from weft.training.settings import InputError, RecipeError
 from weft.training.task import RareClips
 from weft.training.trainer import Trainer, TrainingError, learning_rate

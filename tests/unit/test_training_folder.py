@@ -11,10 +11,11 @@ from PIL import Image
 
 from weft.training import checkpoints
 from weft.training.build import resume, start
-from weft.training.config import FolderData, override, read_recipe, read_table
+from weft.training.config import override, read_recipe, read_table
 from weft.training.data.folder import FolderClips
 from weft.training.data.moving_shapes import MovingShapesConfig, write_dataset
 from weft.training.data.video_files import read_video, write_video
+from weft.training.sections import FolderData
 from weft.training.settings import InputError, RecipeError
 
 TINY = Path(__file__).parents[1] / "data" / "training"
@@ -113,6 +114,25 @@ def test_folders_of_frames_are_clips(tmp_path):
     (tmp_path / "captions.jsonl").unlink()
     (tmp_path / "sky" / "a.txt").write_text("night")
     assert FolderClips(data(tmp_path, held_out=0, stride=1), "train").captions == ["night", ""]
+
+
+def test_animated_pictures_are_clips(tmp_path, caplog):
+    """FFmpeg does not decode animated webp, which ComfyUI's templates are shown by."""
+    pictures = [Image.new("RGB", (24, 20), (20 * number,) * 3) for number in range(12)]
+    pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:], lossless=True, duration=50)
+    pictures[0].save(tmp_path / "still.webp")
+    (tmp_path / "broken.webp").write_bytes((tmp_path / "a.webp").read_bytes()[:30])
+    (tmp_path / "a.txt").write_text("grey")
+    clips = FolderClips(data(tmp_path, frames=6, stride=2, held_out=0), "train")
+    assert len(clips) == 1 and clips.captions == ["grey"]
+    assert "still.webp: 1 frames, expected at least 11" in caplog.text
+    assert "broken.webp: cannot be read as an image" in caplog.text
+    frames, _ = clips[0]
+    first = int(frames[0, 0, 0, 0]) // 20
+    assert frames[:, 5, 5, 1].tolist() == [20 * (first + 2 * index) for index in range(6)]
+    (tmp_path / "a.webp").write_bytes((tmp_path / "a.webp").read_bytes()[:500])
+    with pytest.raises(InputError, match="a.webp"):
+        clips[0]
 
 
 def test_files_that_break_later_are_named(folder):

@@ -13,11 +13,12 @@ from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoe
 from weft.training import latents as module
 from weft.training.build import start
 from weft.training.cli import main
-from weft.training.config import FolderData, read_recipe, read_table
+from weft.training.config import read_recipe, read_table
 from weft.training.data.folder import FolderClips
 from weft.training.data.moving_shapes import MovingShapes, MovingShapesConfig, write_dataset
 from weft.training.data.video_files import write_video
 from weft.training.latents import Latents, Shard, encode_clips
+from weft.training.sections import FolderData
 from weft.training.settings import InputError, RecipeError
 
 TINY = Path(__file__).parents[1] / "data" / "training"

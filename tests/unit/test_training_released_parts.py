@@ -11,11 +11,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from weft.kernels.networks.lvdm import TextToVideoUNet
 from weft.model_loaders.checkpoint import read
 from weft.training.build import resume, start
-from weft.training.config import ImageFirstStage, override, read_recipe, read_table
+from weft.training.config import override, read_recipe, read_table
 from weft.training.export import export
 from weft.training.first_stage import ImageAutoencoder, load_autoencoder
 from weft.training.metrics import read_rows
 from weft.training.sample import Sampler
+from weft.training.sections import ImageFirstStage
 from weft.training.settings import InputError, RecipeError
 
 RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "lvdm_text_to_video.toml"

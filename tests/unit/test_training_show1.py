@@ -16,9 +16,10 @@ from weft.model_loaders.checkpoint import MODEL, Component, LatentSpec, read
 from weft.training import checkpoints
 from weft.training.build import resume, start
 from weft.training.cli import main
-from weft.training.config import MovingShapesData, Show1Recipe, override, read_recipe, read_table
+from weft.training.config import Show1Recipe, override, read_recipe, read_table
 from weft.training.data.clips import open_clips
 from weft.training.export import DENOISERS, Trained
+from weft.training.sections import MovingShapesData
 from weft.training.settings import RecipeError
 from weft.training.show1_task import interpolation_cues, shrunk, super_resolution_cues, windows
 from weft.training.text import EncodedTexts, FrozenT5

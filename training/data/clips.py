@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Data, FolderData
+from ..sections import Data, FolderData
 from .captions import Split
 from .folder import FolderClips
 from .moving_shapes import MovingShapes

@@ -1,4 +1,4 @@
-"""Clips from a folder of videos or of folders of frames, with captions."""
+"""Clips from a folder of videos, animated pictures or folders of frames, with captions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,12 +19,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import FolderData, frame_size
+from ..sections import FolderData, frame_size
 from ..settings import InputError, RecipeError
 from .captions import Split
 from .video_files import count_frames, read_frames
 
 VIDEOS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"}
+ANIMATIONS = {".webp"}
+"""FFmpeg does not decode them."""
 IMAGES = {".jpg", ".jpeg", ".png"}
 SHOWN = 3
 """Unusable clips that a warning names."""
@@ -31,8 +34,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class VideoFile:
-    """A clip's source: a video file."""
+class MediaFile:
+    """A clip's source: one file."""
 
     path: Path
 
@@ -45,6 +48,11 @@ class VideoFile:
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns
 
+
+@dataclass(frozen=True)
+class VideoFile(MediaFile):
+    """A video."""
+
     def length(self) -> int:
         """Frames; raises InputError when it cannot be decoded."""
         return count_frames(self.path)
@@ -52,6 +60,27 @@ class VideoFile:
     def frames(self, chosen: range) -> list[av.VideoFrame]:
         """The chosen frames; raises InputError when one cannot be decoded."""
         return read_frames(self.path, chosen)
+
+
+@dataclass(frozen=True)
+class AnimatedPicture(MediaFile):
+    """A picture of several frames."""
+
+    def length(self) -> int:
+        """Frames; raises InputError when the first one cannot be decoded."""
+        with _opened(self.path) as picture:
+            picture.load()
+            count: int = getattr(picture, "n_frames", 1)
+        return count
+
+    def frames(self, chosen: range) -> list[av.VideoFrame]:
+        """The chosen frames; raises InputError when one cannot be decoded."""
+        frames = []
+        with _opened(self.path) as picture:
+            for number in chosen:
+                picture.seek(number)
+                frames.append(av.VideoFrame.from_image(picture.convert("RGB")))
+        return frames
 
 
 @dataclass(frozen=True)
@@ -86,7 +115,7 @@ class FrameFolder:
         return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _parts(path.name)])
 
 
-Source = VideoFile | FrameFolder
+Source = VideoFile | AnimatedPicture | FrameFolder
 
 
 class FolderClips:
@@ -167,6 +196,7 @@ def find_sources(folder: Path) -> list[Source]:
     for place, _, names in os.walk(folder):
         path = Path(place)
         found += [VideoFile(path / name) for name in names if Path(name).suffix.lower() in VIDEOS]
+        found += [AnimatedPicture(path / name) for name in names if Path(name).suffix.lower() in ANIMATIONS]
         if path != folder and any(Path(name).suffix.lower() in IMAGES for name in names):
             found.append(FrameFolder(path))
     return sorted(found, key=lambda source: source.path)
@@ -212,10 +242,17 @@ def _parts(name: str) -> Sequence[str]:
 
 
 def _read_image(path: Path) -> av.VideoFrame:
+    with _opened(path) as image:
+        return av.VideoFrame.from_image(image.convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture; what is wrong with it becomes an InputError with its name."""
     try:
         with Image.open(path) as image:
-            return av.VideoFrame.from_image(image.convert("RGB"))
-    except OSError as error:
+            yield image
+    except (EOFError, OSError) as error:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error
 
 
