@@ -222,6 +222,7 @@ class HarivoRecipe:
     text_encoder: ClipText | ImageModelText = setting(doc="its text encoder")
     network: MotionParts = section(MotionParts, doc="parts around the image model")
     losses: MotionLosses = section(MotionLosses, doc="weights of losses")
+    teacher: TeacherSettings = section(TeacherSettings, doc="a model that is learned from beside the noise")
     initialization: MotionStart = section(MotionStart, doc="how the parts start")
     rare: RareCaptions = section(RareCaptions, doc="captions that are seldom shown at first")
     schedule: Schedule = section(Schedule, doc="noise schedule")

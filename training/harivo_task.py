@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from ..kernels.layers.attention import FeedForward
 from ..kernels.layers.transformers import TemporalBlock, Transformer
+from ..kernels.networks.caption_encoder import CaptionEncoder
 from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionConfig, MotionNetwork
 from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
 from .config import HarivoRecipe
+from .data.captions import with_other_directions
+from .first_stage import latent_layout
 from .image_model_task import ImageModelTask
 from .image_task import captions_with_places, tokens_with_places
 from .latents import Latents
@@ -29,9 +32,11 @@ from .motion_losses import (
 from .motion_settings import MotionParts
 from .moving_unet import MovingUNet, UNet2DConditionModel
 from .operations import TrainingOperations
+from .place_words import PlaceWords
 from .settings import RecipeError
 from .start_settings import MotionStart
 from .task import Batch, Losses
+from .teacher import familiar_clips, open_teacher
 from .text import TextEncoder
 
 
@@ -44,10 +49,21 @@ class HarivoTask(ImageModelTask):
 
     _with_places: Tensor | None = None
     """Tokens of captions that say where things are in every frame (clips, T, N), where a loss asks for them."""
+    _familiar: Tensor | None = None
+    """Which clips the teacher knows (clips,), where there is one."""
 
     def __init__(self, recipe: HarivoRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed)
         self.moving = MovingUNet(self.image_unet)
+        captions, (channels, _) = self.train_latents.captions, latent_layout(self.autoencoder)
+        self._teacher = open_teacher(
+            recipe.teacher, self.schedule, channels, self.text_encoder, captions, with_other_directions, device
+        )
+        if self._teacher is not None:
+            self._familiar = familiar_clips(recipe.teacher, self.clips, self.clip_count)
+        if recipe.losses.tokens_first:
+            assert isinstance(self.text_encoder, CaptionEncoder)
+            self._place_words = PlaceWords(self.text_encoder.config, recipe.network.frame_tokens)
         if recipe.losses.contrast:
             channels = self.unet.config.widths[-1]
             projection = ContrastiveProjection(channels, _deepest_size(recipe.data.size // self.facts["spatial"]))
@@ -60,22 +76,18 @@ class HarivoTask(ImageModelTask):
         return {"denoiser": [weight for network in trained for weight in network.parameters()]}
 
     def losses(self, batch: Batch, step: int) -> Losses:
-        """Those of whole clips; in the recipe's first steps that of the frame tokens alone."""
+        """Those of clips; in the recipe's first steps that of the frame tokens alone."""
         alone = step < self.recipe.losses.tokens_first
-        return self._tokens_alone(batch) if alone else super().losses(batch, step)
+        return self._tokens_alone(*batch[2:4]) if alone else super().losses(batch, step)
 
-    def _tokens_alone(self, batch: Batch) -> Losses:
-        """With a clip's caption and the tokens of a frame, the image model predicts what it does with its own one."""
-        mean, logvar, words, placed = batch
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        times, words, noise = self._draw(latents, words)
-        noisy, context = add_noise(self.schedule, latents, times, noise), self._encode_text({}, words)
+    def _tokens_alone(self, tokens: Tensor, placed: Tensor) -> Losses:
+        """Frame tokens become the words for places in the captions of frames (B, F, N), from those of clips (B, N)."""
         assert self.unet.tokens is not None
-        frames = latents.shape[2]
-        text = self.unet.tokens.append(context.repeat_interleave(frames, dim=0), frames)
-        predicted, taught = self._still(noisy, times, text), self._frame_by_frame(noisy, times, placed)
-        total = self._taught(predicted, taught, words, times, latents)
-        return Losses({"denoiser": total}, {"loss": total, "places": total})
+        made = self.unet.tokens(self._encode_text({}, tokens))[:, : placed.shape[1]].flatten(0, 1)
+        with torch.no_grad():
+            words, count = self._place_words(placed.flatten(0, 1), self.text_encoder(placed.flatten(0, 1)))
+        loss = (made - words).square().sum(dim=2)[count].mean()
+        return Losses({"denoiser": loss}, {"loss": loss})
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
         """L_simple + the weighted sum of L_TRS, L_reg and L_DC, of those that have a weight (Section 3.4).
@@ -83,19 +95,26 @@ class HarivoTask(ImageModelTask):
         To which those with `places` add how far the prediction is from the image model's with captions of the frames.
         """
         weights, preference = self.recipe.losses, self._preference(latents, tokens)
+        teacher, taught = self._teacher, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
+        if teacher is not None:
+            tokens, taught = teacher.choose(tokens, cues["familiar"])
         times, tokens, noise = self._draw(latents, tokens)
         noisy, context = add_noise(self.schedule, latents, times, noise), self._encode_text({}, tokens)
         changes: list[Tensor] | None = [] if weights.attention else None
         deepest: list[Tensor] | None = [] if weights.contrast else None
         predicted = self.moving(self.unet, noisy, times, context, changes=changes, deepest=deepest)
-        errors = self._errors(predicted, latents, times, noise)
-        total, metrics = self._weighted(errors, times, latents), {"loss": errors.mean()}
+        target = noise if teacher is None else teacher.targets(latents, times, noise, tokens, taught, self.facts)
+        errors = self._errors(predicted, latents, times, target)
+        metrics = {"loss": errors.mean()} | ({"taught": errors[taught].mean()} if taught.any() else {})
+        total = self._weighted(errors if teacher is None else teacher.weights(taught) * errors, times, latents)
         if changes:
             metrics["attention"] = temporal_regularized_self_attention(changes)
             total = total + weights.attention * metrics["attention"]
         if weights.places:
-            taught = self._frame_by_frame(noisy, times, cues["frame_tokens"])
-            metrics["places"] = self._taught(predicted, taught, tokens, times, latents)
+            named = (tokens != self.empty_tokens).any(dim=1)
+            placed = self._frame_by_frame(noisy, times, cues["frame_tokens"])
+            distances = (predicted.float() - placed.float()).square().mean(dim=(1, 2, 3, 4))
+            metrics["places"] = self._weighted(named * distances, times, latents)
             total = total + weights.places * metrics["places"]
         if weights.image:
             alone = self.moving(self.unet, noisy, times, context, still=True)
@@ -111,21 +130,12 @@ class HarivoTask(ImageModelTask):
 
     def _frame_by_frame(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         """What the image model predicts, without gradients, for frames with captions of their own (B, F, N)."""
-        with torch.no_grad():
-            return self._still(noisy, times, self.text_encoder(tokens.flatten(0, 1)))
-
-    def _still(self, noisy: Tensor, times: Tensor, context: Tensor) -> Tensor:
-        """What the image model predicts for frames, each with its own text ((B F), N, D)."""
         frames = noisy.shape[2]
         rows = noisy.transpose(1, 2).flatten(0, 1)
-        out: Tensor = self.image_unet(rows, times.repeat_interleave(frames), context, return_dict=False)[0]
+        with torch.no_grad():
+            context = self.text_encoder(tokens.flatten(0, 1))
+            out: Tensor = self.image_unet(rows, times.repeat_interleave(frames), context, return_dict=False)[0]
         return out.unflatten(0, (-1, frames)).transpose(1, 2)
-
-    def _taught(self, predicted: Tensor, taught: Tensor, tokens: Tensor, times: Tensor, latents: Tensor) -> Tensor:
-        """Mean squared distance to what is taught, weighted like errors; without a caption (B, N) nothing is taught."""
-        named = (tokens != self.empty_tokens).any(dim=1)
-        distances = (predicted.float() - taught.float()).square().mean(dim=(1, 2, 3, 4))
-        return self._weighted(named * distances, times, latents)
 
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""
@@ -144,18 +154,21 @@ class HarivoTask(ImageModelTask):
         return self.moving(network, noisy, times, context)
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
-        text = super()._open_text(captions)
-        if self.recipe.losses.places:
+        text, losses = super()._open_text(captions), self.recipe.losses
+        key = "losses.places" if losses.places else "losses.tokens_first"
+        if losses.places or losses.tokens_first:
             pictures = captions_with_places(self.clips, len(captions))
-            self._with_places = tokens_with_places(pictures, len(captions), text, "losses.places")
+            self._with_places = tokens_with_places(pictures, len(captions), text, key)
         return text
 
     def _extras(self, latents: Latents, numbers: list[int]) -> tuple[Tensor, ...]:
-        trained = self._with_places is not None and latents is self.train_latents
-        return (self._with_places[numbers],) if trained else ()  # type: ignore[index]
+        if latents is not self.train_latents:
+            return ()
+        return tuple(known[numbers] for known in (self._with_places, self._familiar) if known is not None)
 
     def _cues(self, latents: Tensor, step: int | None, *extras: Tensor) -> dict[str, Tensor]:
-        return {"frame_tokens": extras[0]} if extras else {}
+        kinds = {"frame_tokens": self._with_places, "familiar": self._familiar}
+        return dict(zip((name for name, known in kinds.items() if known is not None), extras, strict=False))
 
     def _build_network(self) -> nn.Module:
         config = motion_config(self.recipe.network, self.image_unet, self.tokens.shape[1])

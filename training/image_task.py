@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..kernels.networks.caption_encoder import CaptionEncoder
 from ..kernels.sampling.schedules import add_noise
 from .config import ImageRecipe
 from .data.captions import PLACE_WORDS, with_other_shapes
@@ -21,7 +20,7 @@ from .image_unet import ImageUNet, start_image_unet
 from .preference import OtherCaptions, OtherPictures
 from .settings import RecipeError, Table
 from .task import Batch, Losses
-from .teacher import KEY, Teacher, familiar_clips
+from .teacher import Teacher, familiar_clips, open_teacher
 from .text import FrozenCaptions, TextEncoder
 from .text_to_video_task import TextToVideoTask
 
@@ -37,11 +36,11 @@ class ImageTask(TextToVideoTask):
 
     def __init__(self, recipe: ImageRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed)
-        if recipe.teacher.path:
-            if not isinstance(self.text_encoder, CaptionEncoder):
-                raise RecipeError(f"{KEY}: found it with a text encoder that is no caption encoder, expected none")
-            captions, text = self.train_latents.captions, self.text_encoder.config
-            self._teacher = Teacher(recipe.teacher, self.schedule, text, captions, with_other_shapes, device)
+        captions, (channels, _) = self.train_latents.captions, latent_layout(self.autoencoder)
+        self._teacher = open_teacher(
+            recipe.teacher, self.schedule, channels, self.text_encoder, captions, with_other_shapes, device
+        )
+        if self._teacher is not None:
             self._familiar = familiar_clips(recipe.teacher, self.clips, self.clip_count)
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:

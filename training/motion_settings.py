@@ -46,7 +46,7 @@ class MotionLosses:
     tokens_first: int = setting(
         0,
         minimum=0,
-        doc="steps in which the frame tokens learn alone, from `places`: each frame shows what it needs of the text; "
-        "motion modules and mapping network begin after them",
+        doc="steps in which the frame tokens learn alone, without the image model, to be the words for places in the "
+        "captions of frames: three words for each object; Moving Shapes only, like `places`",
     )
     queue: int = setting(1024, minimum=1, doc="features of earlier clips that L_DC compares with")

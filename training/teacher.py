@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.analysis.content import measured_motion
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
@@ -37,20 +37,26 @@ class Teacher:
         self,
         settings: TeacherSettings,
         schedule: NoiseSchedule,
+        channels: int,
         text: CaptionEncoderConfig,
         captions: Sequence[str],
         others: Callable[[str], list[str]],
         device: torch.device,
     ) -> None:
-        """`captions` of the training set and `others` that it may also be asked about.
+        """`captions` of the training set and `others` that it may also be asked about; `channels` of latents.
 
-        Raises RecipeError when the file holds no HiGen that reads captions of this length.
+        Raises RecipeError when the file holds no HiGen that reads such latents and captions of this length.
         """
         opened = open_networks(Path(settings.path))
         unet, encoder = opened.networks.get(MODEL), opened.networks.get(TEXT_ENCODER)
         if not isinstance(unet, HiGenUNet) or not isinstance(encoder, CaptionEncoder):
             found = ", ".join(type(network).__name__ for network in opened.networks.values()) or "nothing"
             raise RecipeError(f"{KEY}: {settings.path} holds {found}, expected a HiGenUNet and its CaptionEncoder")
+        if unet.config.in_channels != channels:
+            raise RecipeError(
+                f"{KEY}: {settings.path} reads {unet.config.in_channels} latent channels, the recipe's autoencoder has "
+                f"{channels}; expected a HiGen on latents of the same autoencoder"
+            )
         if encoder.config.max_tokens != text.max_tokens:
             raise RecipeError(
                 f"{KEY}: {settings.path} reads {encoder.config.max_tokens} tokens, the recipe's text encoder "
@@ -113,6 +119,23 @@ class Teacher:
         predicted = self.unet(noisy, times, self.encoder(self.words[tokens]), **cues)
         sigma = _column(sigma_of(self.schedule.alphas_cumprod().to(scaled)[times]), scaled)
         return denoised_of(self.schedule, scaled + sigma * noise, sigma, predicted) / self.scale - self.shift
+
+
+def open_teacher(
+    settings: TeacherSettings,
+    schedule: NoiseSchedule,
+    channels: int,
+    text: nn.Module,
+    captions: Sequence[str],
+    others: Callable[[str], list[str]],
+    device: torch.device,
+) -> Teacher | None:
+    """The teacher of a recipe that has one; RecipeError when the text encoder (a network) does not read words."""
+    if not settings.path:
+        return None
+    if not isinstance(text, CaptionEncoder):
+        raise RecipeError(f"{KEY}: found it with a text encoder that is no caption encoder, expected none")
+    return Teacher(settings, schedule, channels, text.config, captions, others, device)
 
 
 def familiar_clips(settings: TeacherSettings, clips: Clips, count: int) -> Tensor:

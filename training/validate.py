@@ -252,10 +252,11 @@ def _validate_pixel_network(network: PixelUNetConfig) -> None:
 
 def _validate_motion(recipe: HarivoRecipe) -> None:
     _validate_places(recipe.data, "losses.places", recipe.losses.places)
-    if recipe.losses.tokens_first and not (recipe.losses.places and recipe.network.frame_tokens):
+    _validate_teacher(recipe)
+    _validate_places(recipe.data, "losses.tokens_first", recipe.losses.tokens_first)
+    if recipe.losses.tokens_first and not recipe.network.frame_tokens:
         raise RecipeError(
-            f"losses.tokens_first: found {recipe.losses.tokens_first} with losses.places = {recipe.losses.places} and "
-            f"network.frame_tokens = {recipe.network.frame_tokens}, expected more than 0 of both: these are what learns"
+            f"losses.tokens_first: found {recipe.losses.tokens_first} with network.frame_tokens = 0, expected 0 with it"
         )
     frames, schedule = recipe.data.frames, recipe.schedule
     if frames < 2:
@@ -331,7 +332,7 @@ def _validate_places(data: Data, key: str, share: float) -> None:
         raise RecipeError(f"{key}: found {share} with data of kind {data.kind!r}, expected moving_shapes or 0")
 
 
-def _validate_teacher(recipe: ImageRecipe) -> None:
+def _validate_teacher(recipe: HarivoRecipe | ImageRecipe) -> None:
     if not recipe.teacher.path:
         return
     if recipe.data.kind != "moving_shapes":

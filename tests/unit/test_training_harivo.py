@@ -16,12 +16,13 @@ from weft.training import checkpoints
 from weft.training.build import resume, start
 from weft.training.cli import main
 from weft.training.config import HarivoRecipe, override, read_recipe, read_table
-from weft.training.data.captions import caption_terms
+from weft.training.data.captions import caption_terms, with_other_directions
 from weft.training.harivo_task import check_layout, start_motion
 from weft.training.image_unet import ImageUNet, component_of
 from weft.training.metrics import read_rows
 from weft.training.motion_losses import attention_change
 from weft.training.moving_unet import MovingUNet, attention_changes
+from weft.training.place_words import PlaceWords
 from weft.training.sample import Sampler
 from weft.training.settings import RecipeError
 from weft.training.start_settings import MotionStart
@@ -163,36 +164,82 @@ def test_the_image_model_teaches_where_things_are(models, tmp_path):
         assert task.validate(task.networks)["loss"] > 0
 
 
-def test_frame_tokens_learn_first(models, tmp_path):
-    """Each frame's behind the caption of the clip; then everything learns."""
+def test_frame_tokens_learn_words_first(models, tmp_path):
+    """Those of each frame's caption for the objects' places, without the image model; then everything learns."""
     taught = {**models, "image_model": image_model(tmp_path / "image.safetensors", places=True)}
-    changes = (*NO_LOSSES, "losses.places=1", "losses.tokens_first=1", "diffusion.caption_dropout=0")
+    changes = (*NO_LOSSES, "losses.tokens_first=1", "network.frame_tokens=6", "diffusion.caption_dropout=0")
     task = start(recipe_of(taught, *changes), tmp_path / "run", CPU).task
-    rows = []
-    task.image_unet.register_forward_pre_hook(lambda module, inputs: rows.append(inputs))
-    batch = batch_of(task)
+    calls = []
+    task.image_unet.register_forward_pre_hook(lambda module, inputs: calls.append(inputs))
+    batch, parts = batch_of(task), {name.split(".")[0] for name, _ in task.unet.named_parameters()}
     for step in range(2):
         task.unet.zero_grad()
         losses = task.losses(batch, step)
         losses.objectives["denoiser"].backward(inputs=task.parameters()["denoiser"])
         learned = {name.split(".")[0] for name, weight in task.unet.named_parameters() if weight.grad is not None}
-        assert learned == (
-            {"tokens"} if step == 0 else {name.split(".")[0] for name, _ in task.unet.named_parameters()}
-        )
+        assert (learned, len(calls)) == (({"tokens"}, 0) if step == 0 else (parts, 1))
+    # Tokens that are these words have no error.
     frames = task.recipe.data.frames
-    assert [len(inputs[0]) for inputs in rows] == [len(batch[0]) * frames] * 4
-    told, own = sorted((inputs[2] for inputs in rows[:2]), key=lambda text: -text.shape[1])
-    length = own.shape[1]
-    tokens = task.unet.tokens(told[::frames, :length]).flatten(0, 1)
-    torch.testing.assert_close(told[:, length:], tokens, rtol=0, atol=1e-6)  # float32, in batches of other sizes
+    words, count = task._place_words(placed := batch[3].flatten(0, 1), task.text_encoder(placed))
+    task.unet.tokens.forward = lambda text: torch.where(count[..., None], words, 1e3).unflatten(0, (-1, frames))
+    assert task.losses(batch, 0).metrics["loss"] == 0
 
 
-def test_frame_tokens_that_learn_first_must_exist_and_be_taught(models):
-    for changes in (("losses.places=0",), ("losses.places=1", "network.frame_tokens=0")):
-        with pytest.raises(
-            RecipeError, match="losses.tokens_first: found 5 with losses.places = .* expected more than"
-        ):
-            recipe_of(models, "losses.tokens_first=5", *changes)
+def test_words_for_places_have_a_token_each():
+    config = CaptionEncoderConfig(caption_terms(places=True), width=8, heads=2, max_tokens=20)
+    captions = [
+        "a red circle at the top left over a grey background",
+        "a red circle at the right over a dark background",
+        "a red circle over a dark background and a blue square at the middle centre over a dark background",
+    ]
+    tokens = caption_tokens(config, captions)
+    encoded = torch.arange(tokens.numel(), dtype=torch.float32).view(*tokens.shape, 1)
+    words, count = PlaceWords(config, 6)(tokens, encoded)
+    said = [
+        [config.tokens[tokens.flatten()[int(word)]] if counts else None for word, counts in zip(*row, strict=True)]
+        for row in zip(words[..., 0].tolist(), count.tolist(), strict=True)
+    ]
+    assert said == [
+        ["at the", "top", "left", "<end>", "<end>", "<end>"],
+        ["at the", None, "right", "<end>", "<end>", "<end>"],
+        [None, None, None, "at the", "middle", "centre"],
+    ]
+    words, count = PlaceWords(config, 3)(tokens, encoded)
+    assert count.tolist() == [[True] * 3, [True, False, True], [False] * 3]
+
+
+def test_a_teacher_knows_which_way_clips_go(models, tmp_path):
+    """Flat clips are taught, with captions of their own and of other directions; validation asks for the noise."""
+    higen = Path(__file__).resolve().parents[2] / "demo_models" / "higen.safetensors"
+    image = image_model(tmp_path / "image.safetensors", in_channels=8)
+    changes = (*NO_LOSSES, f"teacher.path={higen}", "teacher.other_captions=1", "diffusion.caption_dropout=0")
+    shown = ("data.size=64", 'data.styles=["flat", "shaded"]', "autoencoder.clips=8")
+    with pytest.raises(RecipeError, match="teacher.path: .* reads 8 latent channels, the recipe's autoencoder has 4"):
+        start(recipe_of(models, *changes), tmp_path / "other", CPU)
+    task = start(recipe_of({"autoencoder": higen, "image_model": image}, *changes, *shown), tmp_path / "run", CPU).task
+    seen = {}
+
+    def targets(latents, times, noise, tokens, taught, facts):
+        seen.update(tokens=tokens, taught=taught)
+        return noise + 1
+
+    task._teacher.targets = targets
+    indices = torch.arange(len(task.tokens))
+    losses = task.losses(task.batch(indices, torch.zeros_like(indices)), 0)
+    assert losses.metrics["loss"] > 1 and losses.metrics["taught"] > 1
+    assert seen["taught"].tolist() == [task.clips.clip(index).style == "flat" for index in range(len(indices))]
+    config = task.text_encoder.config
+    for index, (row, known) in enumerate(zip(seen["tokens"], seen["taught"].tolist(), strict=True)):
+        caption = task.train_latents.captions[index]
+        options = (with_other_directions(caption) if known else []) or [caption]
+        assert (row == caption_tokens(config, options)).all(dim=1).any()
+    with torch.no_grad():
+        assert task.validate(task.networks)["loss"] > 0
+
+
+def test_frame_tokens_that_learn_first_must_exist(models):
+    with pytest.raises(RecipeError, match="losses.tokens_first: found 5 with network.frame_tokens = 0, expected 0"):
+        recipe_of(models, "losses.tokens_first=5", "network.frame_tokens=0")
 
 
 def test_where_things_are_needs_words_and_data_that_say_it(models, tmp_path):
