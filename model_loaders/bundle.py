@@ -7,13 +7,11 @@ save nodes write no metadata of ours, so there every network's description trave
 
 import dataclasses
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
@@ -32,7 +30,7 @@ from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
-from .files import encode_metadata
+from .files import save_tensors
 from .image_unet import ImageUNetConfig
 from .keymap import strip_prefix
 from .lvdm import SCALINGS
@@ -97,19 +95,11 @@ def save_bundle(
     roles = {role: _component(part) for role, part in components.items()}
     description = describe(Checkpoint(Path(path).name, system, roles, latent, schedule))
     tensors = {
-        f"{role}.{name}": tensor.detach().to("cpu", dtype).contiguous()
+        f"{role}.{name}": tensor.to(dtype)
         for role, component in roles.items()
         for name, tensor in component.tensors.items()
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial, metadata=encode_metadata({"weft": description, **metadata}))
-        partial.chmod(0o644)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    save_tensors(path, tensors, {"weft": description, **metadata})
 
 
 def _component(part: nn.Module | Component) -> Component:

@@ -1,6 +1,7 @@
 """Reading model files from disk without running anything that is in them."""
 
 import json
+import os
 import re
 import zipfile
 from collections import OrderedDict
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import safetensors
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -197,3 +199,17 @@ def _known_kind(head: bytes) -> str:
 def encode_metadata(metadata: Mapping[str, object]) -> dict[str, str]:
     """Metadata for safetensors, which stores strings only: everything else becomes JSON."""
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Write a safetensors file whole or not at all, readable for everybody; its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, partial, encode_metadata(metadata))
+        partial.chmod(0o644)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

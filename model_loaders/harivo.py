@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..kernels.layers.embeddings import frame_positions
@@ -13,6 +12,7 @@ from ..kernels.networks.harivo import FrameTokensConfig, MappingConfig, MotionCo
 from ..kernels.sampling.schedules import NoiseSchedule
 from .checkpoint import Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
+from .files import save_tensors
 from .keymap import KeyMap, Rule
 from .unet_layout import count
 
@@ -92,7 +92,7 @@ def save_motion(path: Path | str, network: MotionNetwork, schedule: NoiseSchedul
         "beta_end": schedule.linear_end,
         **metadata,
     }
-    save_file(tensors, path, {name: str(value) for name, value in said.items()})
+    save_tensors(path, tensors, said)
 
 
 def _released(network: MotionNetwork) -> dict[str, Tensor]:

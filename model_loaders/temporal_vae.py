@@ -4,13 +4,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..kernels.networks.temporal_vae import TemporalVAE, TemporalVAEConfig
 from .checkpoint import Checkpoint, Component, Family, ReadOptions
 from .errors import CheckpointError
-from .files import encode_metadata
+from .files import save_tensors
 from .keymap import KeyMap, Rule
 from .unet_layout import count
 
@@ -71,8 +70,7 @@ def save_temporal_vae(path: Path | str, network: TemporalVAE, **metadata: object
         axes = next((axes for pattern, axes in _FILE_AXES if pattern.search(new)), tensor.ndim)
         shaped = tensor.reshape(*tensor.shape[:axes], *[1] * (axes - tensor.ndim))
         tensors[new] = shaped.detach().cpu().contiguous()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, encode_metadata(said))
+    save_tensors(path, tensors, said)
 
 
 def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:

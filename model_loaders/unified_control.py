@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..kernels.networks.style_adapter import StyleAdapter, StyleAdapterConfig
@@ -14,7 +13,7 @@ from ..kernels.networks.versvideo import VersVideoUNetConfig
 from .bundle import from_mapping
 from .checkpoint import Checkpoint, Component, Family, ReadOptions
 from .errors import CheckpointError
-from .files import encode_metadata
+from .files import save_tensors
 from .keymap import strip_prefix
 from .versvideo import UNET_KEYS, file_tensors
 
@@ -47,8 +46,7 @@ def save_unified_control(
     if style is not None:
         tensors |= {_STYLE + name: x.detach().cpu().contiguous() for name, x in style.project.state_dict().items()}
         said["text_width"] = style.config.width
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, encode_metadata(said))
+    save_tensors(path, tensors, said)
 
 
 def _recognise(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bool:

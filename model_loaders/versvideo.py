@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..kernels.layers.excitation import shift_taps
@@ -17,7 +16,7 @@ from ..kernels.networks.versvideo import VersVideoUNet, VersVideoUNetConfig
 from ..kernels.sampling.schedules import NoiseSchedule, Spacing
 from .checkpoint import MODEL, TEXT_ENCODER, VAE, Checkpoint, Component, Family, LatentSpec, ReadOptions
 from .errors import CheckpointError
-from .files import encode_metadata
+from .files import save_tensors
 from .keymap import KeyMap, Rule, check_tensors, strip_prefix
 from .unet_layout import PLACES, RESIDUAL, UNetLayout, count
 
@@ -144,8 +143,7 @@ def save_unet(path: Path | str, network: VersVideoUNet, schedule: NoiseSchedule,
         "heads": network.config.heads,
         **metadata,
     }
-    tensors = file_tensors(network.state_dict())
-    save_file({name: x.detach().cpu().contiguous() for name, x in tensors.items()}, path, encode_metadata(said))
+    save_tensors(path, file_tensors(network.state_dict()), said)
 
 
 def file_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

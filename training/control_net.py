@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..model_loaders.files import encode_metadata
+from ..model_loaders.files import save_tensors
 from ..model_loaders.image_unet import ImageUNetConfig, control_to_comfy
 from .image_unet import build_unet, config_of
 from .moving_unet import UNet2DConditionModel
@@ -66,6 +65,4 @@ def save_control_net(path: Path, network: ControlNet, **metadata: object) -> Non
     is marked as a Control-LoRA, here with whole weights, it takes them and all sizes from the MODEL that is sampled.
     """
     tensors = control_to_comfy(network.config)(network.network.state_dict()) | {"lora_controlnet": torch.tensor([])}
-    halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(halves, path, encode_metadata(metadata))
+    save_tensors(path, {name: tensor.half() for name, tensor in tensors.items()}, metadata)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
-from ..model_loaders.files import encode_metadata
+from ..model_loaders.files import save_tensors
 from .image_unet import ImageUNet, component_of
 from .opened import Opened, open_networks
 from .revision import git_revision
@@ -30,9 +29,8 @@ def export_lora(source: Path, base: Path, rank: int, out: Path) -> int:
             f"{source}: its text encoder is not that of {base}, which a LoRA of the UNet leaves as it is: train with "
             f'text_encoder.kind = "given" and text_encoder.path = "{base}"'
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"system": "image", "rank": rank, "revision": git_revision()}
-    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, out, encode_metadata(metadata))
+    save_tensors(out, {name: tensor.half() for name, tensor in tensors.items()}, metadata)
     return sum(tensor.numel() for tensor in tensors.values())
 
 

@@ -13,7 +13,7 @@ from weft.kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoder
 from weft.kernels.networks.lvdm import LatentVideoUNet, TextToVideoUNet
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder
 from weft.kernels.sampling.schedules import NoiseSchedule
-from weft.model_loaders import bundle
+from weft.model_loaders import files
 from weft.model_loaders.bundle import describe, description_tensor, save_bundle
 from weft.model_loaders.checkpoint import MODEL, TEXT_ENCODER, VAE, LatentSpec, ReadOptions, read
 from weft.model_loaders.errors import CheckpointError
@@ -92,7 +92,7 @@ def test_failed_writing_leaves_nothing(tmp_path, monkeypatch, networks, existing
         file.write_bytes(b"the first part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle, "save_file", full_disk)
+    monkeypatch.setattr(files, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save(path, networks)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == ({path.name: existing} if existing else {})

@@ -247,4 +247,4 @@ def test_parts_that_do_not_fit_each_other_are_refused_before_encoding(model, tmp
 def test_a_run_is_no_denoiser(model, tmp_path, capsys):
     start(recipe_of(model, "run.steps=1"), tmp_path / "run", CPU).run()
     assert main(["sample", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert "a run of control, expected text_to_video, image, harivo or show1" in capsys.readouterr().err
+    assert "a run of control, expected text_to_video, versvideo, image, harivo or show1" in capsys.readouterr().err

@@ -134,7 +134,7 @@ def test_clips_are_softened_in_turn():
 def test_a_run_of_features_makes_no_videos(tmp_path, capsys):
     start(tiny(), tmp_path, CPU).run()
     assert main(["sample", str(tmp_path), "--out", str(tmp_path / "x")]) == 2
-    assert "a run of features, expected text_to_video, image, harivo or show1" in capsys.readouterr().err
+    assert "a run of features, expected text_to_video, versvideo, image, harivo or show1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
