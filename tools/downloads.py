@@ -7,7 +7,7 @@ import tomllib
 
 
 def beside(path: Path) -> dict:
-    """Return `notes` (title, text) and `models` (name, url, directory) by node of workflows/api/NAME.json, if any."""
+    """Return `notes` (title, text), `models` (name, url, directory) by node and `seeds` of workflows/api/NAME.json."""
     sidecar = path.with_suffix(".toml")
     return tomllib.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
 

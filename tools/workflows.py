@@ -36,8 +36,10 @@ READY = "window.app && window.app.vueAppReady && window.app.isGraphReady"
 SETTLE_MS = 1500  # after READY the page still opens its first, empty tab
 
 # Runs in the page. A node of an API graph has no place, so the frontend arranges them; notes stand in a column before.
-BUILD = """async ({api, name, notes, models}) => {
+BUILD = """async ({api, name, notes, models, seeds}) => {
   await app.loadApiJson(api, name)
+  for (const widget of app.graph.nodes.flatMap(node => node.widgets ?? []))
+    if (widget.name === 'control_after_generate') widget.value = seeds ?? widget.value
   for (const node of app.graph.nodes) node.size[0] = Math.max(node.size[0], 80 + 8 * node.title.length)
   app.graph.arrange(60)
   const left = Math.min(...app.graph.nodes.map(node => node.pos[0]))
@@ -76,8 +78,9 @@ def canvas(server: Server, chromium: str) -> Iterator[tuple[Page, list[str]]]:
 
 
 def build(page: Page, name: str, api: dict[str, dict], additions: dict) -> dict:
-    """Return the UI workflow of an API graph with the `notes` and `models` that `downloads.beside` gives."""
+    """Return the UI workflow of an API graph with the `notes`, `models` and `seeds` that `downloads.beside` gives."""
     given = {"notes": additions.get("notes", []), "models": additions.get("models", {})}
+    given["seeds"] = additions.get("seeds")
     workflow = json.loads(page.evaluate(BUILD, {"api": api, "name": name, **given}))
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow["extra"].pop("ds", None)  # without a saved view, the frontend shows the whole graph
@@ -101,7 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m weft.tools.workflows",
         description="Make workflows/NAME.json for the canvas out of workflows/api/NAME.json, by ComfyUI's frontend.",
         epilog="What the canvas shows beside the graph is in workflows/api/NAME.toml, if there is one: [[notes]] with "
-        "title and text (Markdown), and [[models.ID]] with name, url and directory for the node with that id. "
+        "title and text (Markdown), [[models.ID]] with name, url and directory for the node with that id, and seeds, what "
+        "becomes of them after a run, such as 'fixed' (the page's own choice is 'randomize'). "
         "Needs Chromium, the model files that the graph names, and the packages that `dev.py test` installs.",
     )
     parser.add_argument("name", metavar="NAME")

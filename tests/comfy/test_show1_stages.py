@@ -23,13 +23,6 @@ TEXT = {"positive": [[TEXTS["yes"], {}]], "negative": [[TEXTS["no"], {}]]}
 TOLERANCE = {"rtol": 0, "atol": 3e-4}
 
 
-@pytest.fixture(autouse=True)
-def held_back(comfy, monkeypatch):
-    """The nodes that are not offered yet, for these tests alone."""
-    for node in comfy.ours("nodes.show1").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
 @pytest.fixture
 def loaded(comfy):
     """Loads a tiny network of a stage from a file; gives MODEL and the network in float64."""
@@ -449,10 +442,3 @@ def test_frames_that_a_stage_cannot_take(comfy, loaded):
     with pytest.raises(ValueError, match=r"Found small video as a latent of shape \(1, 4, 3, 4, 4\), expected pixels"):
         comfy.run("WeftShow1SuperResolution", model=sr1, **TEXT, video=latent)
 
-
-def test_every_input_explains_itself(comfy):
-    for node in comfy.ours("nodes.show1").HELD_BACK:
-        schema = node.define_schema()
-        parts = [*schema.inputs, *schema.outputs]
-        assert not [part.id for part in parts if len(part.tooltip or "") < 10]
-        assert schema.display_name.endswith(" (Weft)") and len(schema.description) > 30
