@@ -104,8 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m weft.tools.workflows",
         description="Make workflows/NAME.json for the canvas out of workflows/api/NAME.json, by ComfyUI's frontend.",
         epilog="What the canvas shows beside the graph is in workflows/api/NAME.toml, if there is one: [[notes]] with "
-        "title and text (Markdown), [[models.ID]] with name, url and directory for the node with that id, and seeds, what "
-        "becomes of them after a run, such as 'fixed' (the page's own choice is 'randomize'). "
+        "title and text (Markdown), [[models.ID]] with name, url and directory for the node with that id, and seeds: "
+        "what becomes of them after a run, such as 'fixed' (the page's own choice is 'randomize'). "
         "Needs Chromium, the model files that the graph names, and the packages that `dev.py test` installs.",
     )
     parser.add_argument("name", metavar="NAME")

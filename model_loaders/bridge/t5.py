@@ -35,7 +35,8 @@ class PixelTextTokenizer(sd3_clip.T5XXLTokenizer):
         lists = super().tokenize_with_weights(text.lower().strip(), return_word_ids, **options)
         if len(lists) > 1:
             log.warning(
-                "The prompt has more than %d tokens, which is all this model reads: its end is left out", TOKENS
+                "The prompt has more than %d tokens, which is all this model reads: its end is left out",
+                TEXT_TOKENS,
             )
         return lists[:1]
 

@@ -441,4 +441,3 @@ def test_frames_that_a_stage_cannot_take(comfy, loaded):
         comfy.run("KSampler", model=base, **TEXT, latent_image={"samples": latent["samples"] + 1}, **settings)
     with pytest.raises(ValueError, match=r"Found small video as a latent of shape \(1, 4, 3, 4, 4\), expected pixels"):
         comfy.run("WeftShow1SuperResolution", model=sr1, **TEXT, video=latent)
-

@@ -106,7 +106,7 @@ def test_show1_on_small_stages(server, client):
 
 
 def test_three_pictures_become_a_video(server, client):
-    """Whose frames lie between the keyframes: with these put back, they are seen in it, nine frames four times as large."""
+    """Nine frames four times as large as the keyframes, which are among them where they are put back."""
     graph = with_stand_ins(KEYFRAMES, json.loads(server.get("/object_info")))
     few_steps(graph)
     colours = {"4": (200, 30, 30), "5": (30, 200, 30), "6": (30, 30, 200)}
