@@ -7,7 +7,10 @@ import tomllib
 
 
 def beside(path: Path) -> dict:
-    """Return `notes` (title, text), `models` (name, url, directory) by node and `seeds` of workflows/api/NAME.json."""
+    """Return what stands in workflows/api/NAME.toml beside NAME.json, if anything.
+
+    `notes` (title, text), `models` (name, url, directory) by node, `groups` (title, nodes) and `seeds`.
+    """
     sidecar = path.with_suffix(".toml")
     return tomllib.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
 
