@@ -41,7 +41,8 @@ BUILD = """async ({api, name, notes, models, groups, seeds}) => {
   await app.loadApiJson(api, name)
   for (const node of app.graph.nodes) {
     node.size[0] = Math.max(node.size[0], 80 + 8 * node.title.length)
-    if (node.type === 'LoadImage') node.size[1] = Math.max(node.size[1], 380)  // the picture comes later
+    // The picture comes later.
+    if (['LoadImage', 'PreviewImage'].includes(node.type)) node.size[1] = Math.max(node.size[1], 380)
     for (const widget of node.widgets ?? [])
       if (widget.name === 'control_after_generate') widget.value = seeds ?? widget.value
   }
@@ -54,7 +55,9 @@ BUILD = """async ({api, name, notes, models, groups, seeds}) => {
     let left = 0
     for (let at = 0; at <= Math.max(...members.map(depth)); at++) {
       const stack = members.filter(node => (isFinite(column(node)) ? column(node) : 0) === at)
-      stack.sort((one, other) => !read(one).length - !read(other).length)
+      const isRead = node => members.some(other => read(other).includes(node))
+      const rank = node => !read(node).length ? 1 : isRead(node) ? 0 : 2
+      stack.sort((one, other) => rank(one) - rank(other))
       let y = top
       for (const node of stack) {
         node.pos = [left, y]
