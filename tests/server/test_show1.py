@@ -16,9 +16,9 @@ COLOURS = {"4": (200, 30, 30), "5": (30, 200, 30), "6": (30, 30, 200)}
 
 @pytest.fixture
 def cascade(on_stand_ins) -> dict:
-    """Two keyframes of 8 x 4 to five frames of 24 x 16."""
+    """Two keyframes of 8 x 8 to five frames of 24 x 16."""
     graph = on_stand_ins(CASCADE, few=True)
-    graph["11"]["inputs"] |= {"width": 8, "height": 4, "frames": 2}
+    graph["11"]["inputs"] |= {"width": 8, "height": 8, "frames": 2}
     graph["21"]["inputs"] |= {"width": 24, "height": 16}
     return graph
 
@@ -88,7 +88,7 @@ def test_a_file_in_the_socket_of_another_stage(client, cascade, node, socket, fi
 
 def test_sizes_that_a_stage_cannot_take(client, cascade, between):
     cascade["11"]["inputs"] |= {"width": 9}
-    expected = "Found frames of width x height 9x4, this stage takes multiples of 2: choose 8x4."
+    expected = "Found frames of width x height 9x8, this stage takes multiples of 2: choose 8x8."
     assert expected in failed(client, cascade, "11")
     between["12"]["inputs"]["height"] = 5
     assert "8x5, this stage takes multiples of 2: scale or crop the keyframes to 8x4" in failed(client, between, "13")
