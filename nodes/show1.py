@@ -319,5 +319,4 @@ class Show1ExpertTranslation(io.ComfyNode):
         return io.NodeOutput(expert_translation(model, vae, images, chosen, width, height, strength, cut))
 
 
-# Not offered yet: a node becomes part of the pack (`NODES`) with the embedded model and the workflows that run it.
-HELD_BACK = [Show1Keyframes, Show1Interpolate, Show1SuperResolution, Show1ExpertTranslation]
+NODES = [Show1Keyframes, Show1Interpolate, Show1SuperResolution, Show1ExpertTranslation]

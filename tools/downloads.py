@@ -7,7 +7,10 @@ import tomllib
 
 
 def beside(path: Path) -> dict:
-    """Return `notes` (title, text) and `models` (name, url, directory) by node of workflows/api/NAME.json, if any."""
+    """Return what stands in workflows/api/NAME.toml beside NAME.json, if anything.
+
+    `notes` (title, text), `models` (name, url, directory) by node, `groups` (title, nodes) and `seeds`.
+    """
     sidecar = path.with_suffix(".toml")
     return tomllib.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
 

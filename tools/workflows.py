@@ -36,10 +36,48 @@ READY = "window.app && window.app.vueAppReady && window.app.isGraphReady"
 SETTLE_MS = 1500  # after READY the page still opens its first, empty tab
 
 # Runs in the page. A node of an API graph has no place, so the frontend arranges them; notes stand in a column before.
-BUILD = """async ({api, name, notes, models}) => {
+# Groups are rows, one below the other: a node stands behind what it reads, a loader just before what reads it.
+BUILD = """async ({api, name, notes, models, groups, seeds}) => {
   await app.loadApiJson(api, name)
-  for (const node of app.graph.nodes) node.size[0] = Math.max(node.size[0], 80 + 8 * node.title.length)
+  for (const node of app.graph.nodes) {
+    node.size[0] = Math.max(node.size[0], 80 + 8 * node.title.length)
+    // The picture comes later.
+    if (['LoadImage', 'PreviewImage'].includes(node.type)) node.size[1] = Math.max(node.size[1], 380)
+    for (const widget of node.widgets ?? [])
+      if (widget.name === 'control_after_generate') widget.value = seeds ?? widget.value
+  }
+  const row = (members, top) => {
+    const all = node => (node.inputs ?? []).map((_, slot) => node.getInputNode(slot))
+    const read = node => all(node).filter(other => members.includes(other))
+    const depth = node => Math.max(-1, ...read(node).map(depth)) + 1
+    const column = node => read(node).length ? depth(node)
+      : Math.max(1, Math.min(...members.filter(other => read(other).includes(node)).map(depth))) - 1
+    let left = 0
+    for (let at = 0; at <= Math.max(...members.map(depth)); at++) {
+      const stack = members.filter(node => (isFinite(column(node)) ? column(node) : 0) === at)
+      const isRead = node => members.some(other => read(other).includes(node))
+      const rank = node => !read(node).length ? 1 : isRead(node) ? 0 : 2
+      stack.sort((one, other) => rank(one) - rank(other))
+      let y = top
+      for (const node of stack) {
+        node.pos = [left, y]
+        y += node.size[1] + 70
+      }
+      left += Math.max(0, ...stack.map(node => node.size[0])) + 80
+    }
+    const bottom = Math.max(...members.map(node => node.pos[1] + node.size[1]))
+    return {width: left - 80, height: bottom - top}
+  }
   app.graph.arrange(60)
+  let below = 0
+  for (const {title, nodes} of groups) {
+    const members = nodes.map(id => app.graph.getNodeById(id)), group = new LiteGraph.LGraphGroup(title)
+    const {width, height} = row(members, below)
+    group.pos = [-30, below - 90]
+    group.size = [width + 60, height + 120]
+    app.graph.add(group)
+    below += height + 170
+  }
   const left = Math.min(...app.graph.nodes.map(node => node.pos[0]))
   let top = Math.min(...app.graph.nodes.map(node => node.pos[1]))
   for (const {title, text} of notes) {
@@ -76,8 +114,8 @@ def canvas(server: Server, chromium: str) -> Iterator[tuple[Page, list[str]]]:
 
 
 def build(page: Page, name: str, api: dict[str, dict], additions: dict) -> dict:
-    """Return the UI workflow of an API graph with the `notes` and `models` that `downloads.beside` gives."""
-    given = {"notes": additions.get("notes", []), "models": additions.get("models", {})}
+    """Return the UI workflow of an API graph with the additions that `downloads.beside` gives."""
+    given = {"notes": [], "models": {}, "groups": [], "seeds": None} | additions
     workflow = json.loads(page.evaluate(BUILD, {"api": api, "name": name, **given}))
     workflow["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
     workflow["extra"].pop("ds", None)  # without a saved view, the frontend shows the whole graph
@@ -101,7 +139,9 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m weft.tools.workflows",
         description="Make workflows/NAME.json for the canvas out of workflows/api/NAME.json, by ComfyUI's frontend.",
         epilog="What the canvas shows beside the graph is in workflows/api/NAME.toml, if there is one: [[notes]] with "
-        "title and text (Markdown), and [[models.ID]] with name, url and directory for the node with that id. "
+        "title and text (Markdown), [[models.ID]] with name, url and directory for the node with that id, [[groups]] "
+        "with title and nodes (ids), which become rows, and seeds: what becomes of them after a run, such as 'fixed' "
+        "(the page's own choice is 'randomize'). "
         "Needs Chromium, the model files that the graph names, and the packages that `dev.py test` installs.",
     )
     parser.add_argument("name", metavar="NAME")

@@ -23,6 +23,7 @@ from .export import export
 from .lora import export_lora
 from .sample import MakesVideos, Sampler, write_samples
 from .sample_show1 import CascadeSampler, opens
+from .seams import measure_seams
 from .sections import LARGEST_SEED
 from .settings import InputError, describe
 from .trainer import Trainer, TrainingError
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_training(commands)
     _add_measuring(commands)
+    _add_seams(commands)
     return parser
 
 
@@ -135,6 +137,18 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     sample.add_argument("--seed", type=_seed, default=0)
     _add_device(sample)
     sample.set_defaults(command=_sample)
+
+
+def _add_seams(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    seams = commands.add_parser("seams", help="measure whether windows of a super-resolution (Show-1) leave seams")
+    seams.add_argument("model", type=Path, metavar="RUN_DIR|CHECKPOINT|FILE.safetensors")
+    seams.add_argument("--count", type=_count, default=64, metavar="N", help="held-out clips (default: %(default)s)")
+    seams.add_argument("--steps", type=_count, default=25, help="steps of DPM-Solver++ (default: %(default)s)")
+    seams.add_argument("--guidance", type=float, default=3.0, help="default: %(default)s")
+    seams.add_argument("--seed", type=_seed, default=0)
+    seams.add_argument("--out", type=Path, metavar="FILE.json", help="also write the ratio of every clip")
+    _add_device(seams)
+    seams.set_defaults(command=_seams)
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
@@ -240,6 +254,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print("\n".join(f"{name:<20}{value}" for name, value in table.items() if name != "videos"))
     print(f"written to {out}")
+    return 0
+
+
+def _seams(options: argparse.Namespace) -> int:
+    table = measure_seams(options.model, options.count, options.steps, options.guidance, options.seed, options.device)
+    print("change across borders of windows over that inside of them, median; 1: no seam")
+    print("\n".join(f"{name:<20}{table[name]}" for name in ("videos", "clips", "carried", "apart")))
+    if options.out:
+        options.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -33,6 +33,8 @@ INTERPOLATION_CHANNELS = COLOURS + 1
 """What interpolation sees beside the noisy video: colours blended between keyframes, and a mask of these."""
 NOISE_LEVELS = 1000
 """Levels of the noise on the small video that super-resolution is given; the released scripts use 250 (150)."""
+TEXT_TOKENS = 77
+"""Tokens of the text that the stages were trained with, padding included."""
 ACTIVATION: Activation = "gelu"
 TEXT_NORM_GROUPS = 32
 """Groups of the norm of the text in front of each attention, whatever those of the other norms."""
@@ -288,6 +290,7 @@ class PixelUNet(nn.Module):
     activation_values = 15.0
     # Pictures are made by the stage without layers over time.
     fewest_frames = 1
+    text_tokens = TEXT_TOKENS
 
     def __init__(
         self,
@@ -374,8 +377,10 @@ class PixelUNet(nn.Module):
     def encode_text(self, text: Tensor) -> dict[str, Tensor]:
         """All that the network computes of a text alone, as keyword arguments of `forward`.
 
-        Text (B, N, text width) -> keys and values of all attentions side by side (B, N, sum of 2C), and (B, E).
+        Text (B, N, text width) -> keys and values of all attentions side by side (B, N, sum of 2C), and (B, E). Tokens
+        behind the 77th are left out: an encoder that masks padding gives the same 77 however far it pads.
         """
+        text = text[:, :TEXT_TOKENS]
         tokens = self.text_in(text)
         layers = [layer for layer in self.modules() if isinstance(layer, JointAttention)]
         keys_values = torch.cat([layer.keys_values(tokens) for layer in layers], dim=-1)

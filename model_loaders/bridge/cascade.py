@@ -177,20 +177,26 @@ def pixels_of(source: object, what: str) -> Tensor:
     return samples.float().to(device)
 
 
-def _stage(model: object, expected: PixelStage, settings: Settings) -> PixelUNetConfig:
-    """Configuration of the MODEL of a stage, whose text is this."""
+def described(model: object) -> tuple[str, PixelStage | None]:
+    """Name of a MODEL's file with what it is, and which stage on pixels that is, if any."""
     inner = getattr(model, "model", None)
     config = inner.network_config if isinstance(inner, VideoModel) else None
-    found = config.stage if isinstance(config, PixelUNetConfig) else None
+    stage = config.stage if isinstance(config, PixelUNetConfig) else None
+    name = inner.checkpoint.name if isinstance(inner, VideoModel) else type(inner).__name__
+    kind = f"Show-1's {_JOBS[stage]}" if stage else "no stage of Show-1 on pixels"
+    return f"{name} ({kind})", stage
+
+
+def _stage(model: object, expected: PixelStage, settings: Settings) -> PixelUNetConfig:
+    """Configuration of the MODEL of a stage, whose text is this."""
+    name, found = described(model)
     if found != expected:
-        name = inner.checkpoint.name if isinstance(inner, VideoModel) else type(inner).__name__
-        kind = f"Show-1's {_JOBS[found]}" if found else "no stage of Show-1 on pixels"
         raise ValueError(
-            f"Found {name} ({kind}), expected a model for Show-1's {_JOBS[expected]}: load that one with Load "
-            "Diffusion Model (Weft)."
+            f"Found {name}, expected a model for Show-1's {_JOBS[expected]}: load that one with Load Diffusion Model "
+            "(Weft)."
         )
     check_texts(model, settings.positive, settings.negative)
-    assert isinstance(config, PixelUNetConfig)
+    config: PixelUNetConfig = model.model.network_config  # type: ignore[attr-defined]
     return config
 
 

@@ -155,6 +155,7 @@ class VideoModel(DescribedModel):
             out.pop("c_crossattn", None)
         elif text is not None:
             self.check_text(text, width)
+            self._warn_of_lost_text(kwargs.get("attention_mask"))
             # The same at every step: once per run, and of one length whatever the prompt's. Hooks change weights later.
             if hasattr(self.diffusion_model, "encode_text") and not kwargs.get("hooks"):
                 encoded = self.diffusion_model.encode_text(text.to(kwargs["device"], self.get_dtype_inference()))
@@ -172,6 +173,12 @@ class VideoModel(DescribedModel):
         if level is not None:
             out["noise_level"] = conds.CONDRegular(self._checked_level(torch.as_tensor(level).reshape(-1)))
         return out
+
+    def _warn_of_lost_text(self, mask: Tensor | None) -> None:
+        """`mask`: which tokens are words and not padding, (B, N), where the text encoder says so."""
+        longest = getattr(self.diffusion_model, "text_tokens", None)
+        if longest is not None and mask is not None and mask.shape[-1] > longest and mask[..., longest:].any():
+            log.warning("The prompt has more than %d tokens, which is all this model reads: its end is lost", longest)
 
     def _checked_level(self, level: Tensor) -> Tensor:
         levels = getattr(self.network_config, "noise_levels", 0)

@@ -7,6 +7,7 @@ from functools import partial
 import folder_paths
 from torch import Tensor
 
+from ...kernels.networks.show1 import TEXT_TOKENS
 from ..errors import CheckpointError
 from ..keymap import check_tensors
 from ..unet_layout import count
@@ -16,7 +17,6 @@ log = logging.getLogger(__name__)
 
 T5 = "t5 xxl"
 """What checkpoints call this network of ComfyUI."""
-TOKENS = 77
 _NAME = "t5xxl"
 _TABLE = "shared.weight"
 
@@ -26,7 +26,7 @@ class PixelTextTokenizer(sd3_clip.T5XXLTokenizer):
 
     def __init__(self, embedding_directory: list[str] | None = None, tokenizer_data: object = None) -> None:
         super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {})
-        self.max_length, self.min_length, self.pad_to_max_length = TOKENS, TOKENS, True
+        self.max_length, self.min_length, self.pad_to_max_length = TEXT_TOKENS, TEXT_TOKENS, True
 
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **options: object
@@ -35,7 +35,8 @@ class PixelTextTokenizer(sd3_clip.T5XXLTokenizer):
         lists = super().tokenize_with_weights(text.lower().strip(), return_word_ids, **options)
         if len(lists) > 1:
             log.warning(
-                "The prompt has more than %d tokens, which is all this model reads: its end is left out", TOKENS
+                "The prompt has more than %d tokens, which is all this model reads: its end is left out",
+                TEXT_TOKENS,
             )
         return lists[:1]
 

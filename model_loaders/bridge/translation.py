@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.sampling.cascade import resized
-from .cascade import Settings
+from .cascade import Settings, described
 from .compat import context_windows, model_management, samplers
 from .model import VideoModel
 from .runs import Progress, Run, check_texts
@@ -63,6 +63,12 @@ def expert_translation(
 
 
 def _check(model: object, vae: object, width: int, height: int, cut: Cut) -> None:
+    said, stage = described(model)
+    if stage is not None:
+        raise ValueError(
+            f"Found {said}, which works on pixels: connect a model in latents, such as Show-1's super-resolution 2 "
+            "(show-1-sr2), and the VAE that belongs to it."
+        )
     latent_format = model.get_model_object("latent_format")  # type: ignore[attr-defined]
     name = type(model.model).__name__  # type: ignore[attr-defined]
     if latent_format.latent_dimensions != 3:

@@ -137,8 +137,12 @@ def test_workflow_that_needs_downloads(page, info, artefacts, twin):
     carried = {str(node["id"]): node["properties"].get("models") for node in workflow["nodes"]}
     offered = {key: files for key, files in carried.items() if files}
     assert offered == needed(twin)
+    notes = " ".join(node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote")
     for file in (file for files in offered.values() for file in files):
-        assert file["url"].startswith("https://huggingface.co/") and file["url"].endswith(f"/{file['name']}")
+        assert file["url"].startswith("https://huggingface.co/")
+        assert Path(file["url"]).suffix == Path(file["name"]).suffix
+        renamed = not file["url"].endswith(f"/{file['name']}")
+        assert not renamed or "under the name that its loader shows" in " ".join(notes.split()), file
 
 
 def test_our_nodes_explain_themselves_on_the_canvas(page, info):

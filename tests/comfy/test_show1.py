@@ -57,6 +57,41 @@ def test_text_is_that_of_transformers(comfy, encoder, released, prompt, table, c
     assert ("its end is left out" in caplog.text) == (len(prompt) > 100)
 
 
+def stock_clip(encoder, kind):
+    """What *Load CLIP* makes of T5-XXL for another model that masks padding, of the small encoder's size."""
+    import comfy.text_encoders.genmo
+    import comfy.text_encoders.lt
+    from comfy import sd, supported_models_base
+
+    parts = {
+        "ltxv": (comfy.text_encoders.lt.LTXVT5Tokenizer, comfy.text_encoders.lt.ltxv_te()),
+        "mochi": (comfy.text_encoders.genmo.MochiT5Tokenizer, comfy.text_encoders.genmo.mochi_te()),
+    }
+    sizes = {"vocab_size": 32128, "d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 48, "num_layers": 2}
+    options = {"t5xxl_model_config": sizes}
+    target = supported_models_base.ClipTarget(*parts[kind])
+    return sd.CLIP(target, parameters=1, state_dict=[encoder.state_dict()], model_options=options)
+
+
+@pytest.mark.parametrize("kind", ["ltxv", "mochi"])
+def test_the_stock_loader_gives_the_same_text(comfy, encoder, released, kind):
+    """It pads further, which the encoder masks: the network's 77 tokens are those of the release."""
+    from weft.kernels.networks.show1 import PixelUNet, PixelUNetConfig
+
+    small = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": (1, 1), "attention_factors": (2,)}
+    small |= {"embedding_width": 32, "text_width": 32, "context_width": 32, "pooling_heads": 4, "head_width": 16}
+    torch.manual_seed(1)
+    network = PixelUNet(PixelUNetConfig(**small, temporal_heads=4)).eval()
+    clip = stock_clip(encoder, kind)
+    for prompt in ("a panda taking a selfie", ""):
+        expected = network.encode_text(encoder(**released(prompt)).last_hidden_state)
+        text = comfy.run("CLIPTextEncode", clip=clip, text=prompt)[0][0][0].float()
+        assert text.shape[1] > 77
+        found = network.encode_text(text)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -23,13 +23,6 @@ TEXT = {"positive": [[TEXTS["yes"], {}]], "negative": [[TEXTS["no"], {}]]}
 TOLERANCE = {"rtol": 0, "atol": 3e-4}
 
 
-@pytest.fixture(autouse=True)
-def held_back(comfy, monkeypatch):
-    """The nodes that are not offered yet, for these tests alone."""
-    for node in comfy.ours("nodes.show1").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
 @pytest.fixture
 def loaded(comfy):
     """Loads a tiny network of a stage from a file; gives MODEL and the network in float64."""
@@ -408,6 +401,39 @@ def test_two_videos_at_once_are_those_of_two_runs(comfy, loaded):
     assert both.shape == (2, 3, 5, 4, 4) and (both[0] - both[1]).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("words", [70, 78])
+def test_text_behind_77_tokens_is_not_read(comfy, loaded, caplog, words):
+    """As encoders of other models pad; where words are lost, the log says so."""
+    model, _ = loaded("base")
+    tokens = torch.randn(1, 128, 20, generator=torch.manual_seed(3))
+    marked = {"attention_mask": (torch.arange(128) < words)[None].long()}
+    inputs = {"model": model, "negative": TEXT["negative"], "width": 8, "height": 4, "frames": 2, "steps": 2}
+    found, cut = (
+        comfy.run("WeftShow1Keyframes", **inputs, positive=[[text, marks]])[0]["samples"]
+        for text, marks in ((tokens, marked), (tokens[:, :77], {}))
+    )
+    assert torch.equal(found, cut)
+    assert ("more than 77 tokens" in caplog.text) == (words > 77)
+
+
+@pytest.mark.parametrize(
+    ("state", "low"), [("LOW_VRAM", True), ("NO_VRAM", True), ("NORMAL_VRAM", False), ("DISABLED", False)]
+)
+def test_lowvram_and_novram_compute_in_small_parts(comfy, loaded, monkeypatch, state, low):
+    """What ComfyUI makes of its switches on a GPU; the setting lasts as long as a call of the network."""
+    from comfy import model_management
+
+    chunk_size = comfy.ours("kernels.layers.chunking").chunk_size
+    on_gpu, seen = torch.zeros(1, device="meta"), []
+    model, _ = loaded("base")
+    norm = model.model.diffusion_model.norm_out
+    norm.register_forward_pre_hook(lambda *_: seen.append(chunk_size(1 << 40, 1, on_gpu)))
+    monkeypatch.setattr(model_management, "vram_state", getattr(model_management.VRAMState, state))
+    x = torch.zeros(1, 3, 2, 4, 4)
+    assert model.model.apply_model(x, torch.ones(1), c_crossattn=TEXTS["yes"]).isfinite().all()
+    assert seen == [(16 << 20 if low else 96 << 20) // 4] and chunk_size(1 << 40, 1, on_gpu) == (96 << 20) // 4
+
+
 # Refusals
 
 
@@ -448,11 +474,3 @@ def test_frames_that_a_stage_cannot_take(comfy, loaded):
         comfy.run("KSampler", model=base, **TEXT, latent_image={"samples": latent["samples"] + 1}, **settings)
     with pytest.raises(ValueError, match=r"Found small video as a latent of shape \(1, 4, 3, 4, 4\), expected pixels"):
         comfy.run("WeftShow1SuperResolution", model=sr1, **TEXT, video=latent)
-
-
-def test_every_input_explains_itself(comfy):
-    for node in comfy.ours("nodes.show1").HELD_BACK:
-        schema = node.define_schema()
-        parts = [*schema.inputs, *schema.outputs]
-        assert not [part.id for part in parts if len(part.tooltip or "") < 10]
-        assert schema.display_name.endswith(" (Weft)") and len(schema.description) > 30

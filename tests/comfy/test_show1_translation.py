@@ -13,13 +13,6 @@ TEXTS = {kind: torch.randn(1, 7, 24, generator=torch.manual_seed(n)) for n, kind
 TEXT = {"positive": [[TEXTS["yes"], {}]], "negative": [[TEXTS["no"], {}]]}
 
 
-@pytest.fixture(autouse=True)
-def held_back(comfy, monkeypatch):
-    """The node that is not offered yet, for these tests alone."""
-    for node in comfy.ours("nodes.show1").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
 @pytest.fixture
 def expert(comfy):
     """A tiny network in the layout of Show-1's second super-resolution: MODEL, and the network in float64."""

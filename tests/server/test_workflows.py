@@ -16,6 +16,8 @@ from weft.training.data.video_files import read_video
 API = sorted((Path(__file__).resolve().parents[2] / "workflows" / "api").glob("*.json"))
 ANY_MODEL = "Mitigating gradient on any video model"
 IMAGE_MODEL = "HARIVO on Stable Diffusion 1.5"
+CASCADE = "Show-1 text to video (full cascade)"
+KEYFRAMES = "Interpolate any keyframes"
 
 
 @pytest.mark.parametrize("path", [path for path in API if not needed(path)], ids=lambda path: path.stem)
@@ -30,24 +32,13 @@ def test_the_video_shows_what_the_captions_say(client, path):
 
 
 def test_only_these_need_downloads():
-    """Each of them has a test of its own below."""
-    assert [path.stem for path in API if needed(path)] == [IMAGE_MODEL, ANY_MODEL]
+    """Each of them has a test of its own, below or in test_show1.py."""
+    assert [path.stem for path in API if needed(path)] == [IMAGE_MODEL, KEYFRAMES, ANY_MODEL, CASCADE]
 
 
-def with_stand_ins(name, info) -> dict:
-    """The graph, which finds small files of the names that it needs; loaders that cannot read one are replaced."""
-    path = next(path for path in API if path.stem == name)
-    graph = json.loads(path.read_text(encoding="utf-8"))
-    for key in needed(path):
-        stand_in = f"StandIn{graph[key]['class_type']}"
-        if stand_in in info:
-            graph[key] |= {"class_type": stand_in, "inputs": {}}
-    return graph
-
-
-def test_mitigating_gradient_on_a_small_wan(server, client):
+def test_mitigating_gradient_on_a_small_wan(client, on_stand_ins):
     """Wan's MODEL and VAE by ComfyUI's loaders; the text encoder is replaced. Smaller pictures and fewer steps."""
-    graph = with_stand_ins(ANY_MODEL, json.loads(server.get("/object_info")))
+    graph = on_stand_ins(ANY_MODEL)
     kinds = [node["class_type"] for node in graph.values()]
     assert {"UNETLoader", "VAELoader", "StandInCLIPLoader"} <= set(kinds) and "CLIPLoader" not in kinds
     graph["8"]["inputs"] |= {"width": 64, "height": 64}
@@ -63,9 +54,9 @@ def test_mitigating_gradient_on_a_small_wan(server, client):
     assert abs(videos[0] - videos[1]).mean() > 1
 
 
-def test_motion_modules_on_a_small_image_model(server, client):
+def test_motion_modules_on_a_small_image_model(client, on_stand_ins):
     """AnimateDiff's file by our loader, the image model replaced; without the modules the video is another one."""
-    graph = with_stand_ins(IMAGE_MODEL, json.loads(server.get("/object_info")))
+    graph = on_stand_ins(IMAGE_MODEL)
     assert {node["class_type"] for node in graph.values()} >= {"StandInCheckpointLoaderSimple", "WeftLoadMotion"}
     graph["8"]["inputs"] |= {"width": 64, "height": 64}
     graph["9"]["inputs"]["steps"] = 6

@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from weft.kernels.sampling.schedules import NoiseSchedule
+from weft.model_loaders.bundle import save_bundle
+from weft.model_loaders.checkpoint import LatentSpec
 from weft.training.build import start
 from weft.training.cli import main
 from weft.training.config import override, read_recipe, read_table
 from weft.training.data.video_files import read_video
+from weft.training.sample_expert import TrainedExpert
 from weft.training.sample_show1 import CascadeSampler, TrainedStage
 from weft.training.settings import InputError
 
@@ -19,6 +24,25 @@ STAGES = {
     "interpolation": ("pixels.shrink=4", "network.in_channels=7", "data.frames=9"),
     "sr1": ("network.in_channels=6", "network.noise_levels=1000", "data.frames=9", "conditioning.highest_level=300"),
 }
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory):
+    """A step of an expert on nine frames of 32 x 32, in latents of 8 x 8."""
+    folder = tmp_path_factory.mktemp("expert")
+    sizes = VideoAutoencoderConfig(4, (1, 4, 4), z_channels=4, embed_dim=4, norm_groups=4, framewise=True)
+    torch.manual_seed(0)
+    vae, latent = {"vae": VideoAutoencoder(sizes)}, LatentSpec(4, 4, 1)
+    save_bundle(folder / "vae.safetensors", vae, system="x", latent=latent, schedule=NoiseSchedule(), metadata={})
+    table = read_table(RECIPE)
+    del table["stage"], table["pixels"]
+    table["task"] = "expert"
+    table["autoencoder"] = {"kind": "video", "path": str(folder / "vae.safetensors"), "clips": 8}
+    table["network"] = {"model_channels": 8, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_factors": [2],
+                        "head_width": 8, "stem_heads": 2, "context_width": 16, "norm_groups": 4}  # fmt: skip
+    override(table, ["schedule.spacing=roots", "diffusion.last_time=900", "data.frames=9", "data.size=32"])
+    start(read_recipe(table, "expert.toml"), folder / "run", CPU).run(max_steps=1)
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +84,53 @@ def test_a_later_stage_goes_on_from_held_out_clips(runs):
     assert keyframes(keyframes.captions(2), 2, 3.0, 0).shape == (2, 9, 4, 4, 3)
 
 
+def test_an_expert_enlarges_held_out_clips(expert, tmp_path):
+    """Alone, at half of their size; behind the stages on pixels what these have made."""
+    sampler = CascadeSampler([expert], CPU)
+    captions, given = sampler.captions(3), sampler._given(range(1, 3))
+    video = torch.from_numpy(sampler._clips.load(1)[0]).float()
+    assert given.shape == (2, 3, 9, 16, 16)
+    assert given[0, 0, 2, 0, 1].item() == pytest.approx(video[2, :2, 2:4, 0].mean().item() / 127.5 - 1, abs=1e-5)
+    found = sampler(captions[1:], 5, 3.0, seed=5, first=1)
+    assert found.shape == (2, 9, 32, 32, 3) and found.dtype == torch.uint8
+    assert torch.equal(found, sampler(captions[1:], 5, 3.0, seed=5, first=1))
+    assert (found.int() - sampler(captions[1:], 5, 3.0, seed=6, first=1).int()).abs().float().mean() > 1
+
+
+def test_the_whole_cascade_makes_videos_of_captions(runs, expert, tmp_path):
+    assert sample(tmp_path / "all", *(runs / stage for stage in STAGES), expert) == 0
+    frames, _ = read_video(tmp_path / "all" / "00001.mp4")
+    assert frames.shape == (9, 32, 32, 3)
+
+
+@pytest.mark.parametrize(("steps", "done"), [(5, 4), (20, 16), (1, 1)])
+def test_an_expert_does_the_last_steps_alone(expert, steps, done):
+    """From latents of the enlarged clip with as much noise; an exact network gives back what it knows."""
+    trained = TrainedExpert(expert, CPU)
+    alphas = trained.schedule.alphas_cumprod().float()
+    target, seen = torch.randn(1, 4, 2, 8, 8), []
+
+    class Exact(torch.nn.Module):
+        def forward(self, x, times, text):
+            seen.append((int(times[0]), x[0].clone()))
+            alpha = alphas[times].view(-1, 1, 1, 1, 1)
+            return (x - alpha.sqrt() * target) / (1 - alpha).sqrt()
+
+    trained.network = Exact()
+    small = torch.rand(1, 3, 2, 16, 16) * 2 - 1
+    found = trained.sample(small, torch.zeros(2, 1, 16), torch.Generator().manual_seed(3), steps, 4.0)
+    assert len(seen) == done
+    time, first = seen[0]
+    latents = trained.scale * (trained.autoencoder.encode(trained.enlarged(small)) + trained.shift)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(3))
+    expected = alphas[time].sqrt() * latents + (1 - alphas[time]).sqrt() * noise
+    torch.testing.assert_close(first[None], expected, rtol=0, atol=1e-4)
+    if done > 1:
+        decoded = trained.autoencoder.decode(target / trained.scale - trained.shift)
+        # The walk ends at timestep 0, where a little of the noise is left.
+        assert (found - decoded).abs().mean() < 0.05 * (trained.enlarged(small) - decoded).abs().mean()
+
+
 @pytest.mark.parametrize("stage", ["base", "sr1"])
 def test_the_walk_ends_at_what_an_exact_network_predicts(runs, stage):
     """Noise or velocity of one video, whatever the guidance, and the noise that is left at the last step."""
@@ -92,9 +163,8 @@ def test_the_walk_ends_at_what_an_exact_network_predicts(runs, stage):
 
 def test_bad_runs_are_refused(runs, tmp_path, capsys):
     assert sample(tmp_path / "x", runs / "base", runs / "sr1") == 2
-    assert (
-        "found runs of the stages base, sr1, expected neighbours in base, interpolation, sr1" in capsys.readouterr().err
-    )
+    expected = "found runs of the stages base, sr1, expected neighbours in base, interpolation, sr1, expert"
+    assert expected in capsys.readouterr().err
     command = ["sample", str(runs / "sr1"), "--out", str(tmp_path / "x"), "--steps", "2"]
     assert main([*command, "--caption", "a red circle"]) == 2
     assert "--caption: this stage goes on from held-out clips" in capsys.readouterr().err

@@ -4,6 +4,7 @@ Loaders read the files of networks whose size the weights say. Text encoders hav
 kind cannot be small: loaders of these are replaced in the graph by the nodes below.
 """
 
+from functools import partial
 from pathlib import Path
 
 import folder_paths
@@ -15,9 +16,18 @@ from comfy.model_patcher import ModelPatcher
 from comfy.ops import disable_weight_init
 from comfy.sd import VAE
 from comfy.taesd.taesd import TAESD
+from PIL import Image
 from safetensors.torch import save_file
 
-TEXT_WIDTH = 4096  # of UMT5-XXL, which Wan reads
+from . import show1
+
+TEXTS = {
+    "umt5_xxl_fp8_e4m3fn_scaled.safetensors": (4096, 8),
+    # As ComfyUI's CLIP for LTX-Video pads; the second one is OpenCLIP's.
+    "t5xxl_fp16.safetensors": (show1.TEXT_WIDTH, 128),
+    "show1_sr2_text_encoder.bin": (show1.EXPERT_TEXT_WIDTH, 77),
+}
+"""Text encoders: width and number of tokens."""
 IMAGE_TEXT_WIDTH, IMAGE_TEXT_LENGTH = 12, 77
 LEVELS = (32, 32, 64, 64)
 """Widths of the small image model."""
@@ -65,6 +75,11 @@ def motion_module(width: int) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape) for name, shape in shapes.items()}
 
 
+def image_vae() -> torch.nn.Module:
+    """A small autoencoder of pictures, with latents of Stable Diffusion's."""
+    return TAESD(latent_channels=4)
+
+
 def text_encoder() -> torch.nn.Module:
     """A file to choose, of which nothing is read."""
     return torch.nn.Linear(1, 1)
@@ -72,10 +87,16 @@ def text_encoder() -> torch.nn.Module:
 
 FILES = {
     ("diffusion_models", "wan2.1_t2v_1.3B_fp16.safetensors"): wan,
-    ("text_encoders", "umt5_xxl_fp8_e4m3fn_scaled.safetensors"): text_encoder,
+    **{("text_encoders", name): text_encoder for name in TEXTS},
     ("vae", "wan_2.1_vae.safetensors"): wan_vae,
     ("checkpoints", "v1-5-pruned-emaonly-fp16.safetensors"): text_encoder,
     ("animatediff_models", "v3_sd15_mm.ckpt"): motion,
+    ("diffusion_models", "show1_base.bin"): partial(show1.pixel_stage, 3),
+    ("diffusion_models", "show1_interpolation.bin"): partial(show1.pixel_stage, 7),
+    ("diffusion_models", "show1_sr1.bin"): partial(show1.pixel_stage, 6, upscales=True),
+    ("diffusion_models", "if_ii_l.safetensors"): partial(show1.pixel_stage, 6, upscales=True, temporal=False),
+    ("diffusion_models", "show1_sr2.bin"): show1.latent_stage,
+    ("vae", "show1_sr2_vae.bin"): image_vae,
 }
 
 
@@ -137,12 +158,12 @@ class TextEncoder:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        """None."""
-        return {"required": {}}
+        """The file."""
+        return {"required": {"clip_name": (list(TEXTS),)}}
 
-    def load(self) -> tuple:
+    def load(self, clip_name: str) -> tuple:
         """The stand-in."""
-        return (Text(TEXT_WIDTH, 8),)
+        return (Text(*TEXTS[clip_name]),)
 
 
 class Checkpoint:
@@ -159,12 +180,14 @@ class Checkpoint:
 
     def load(self) -> tuple:
         """A small Stable Diffusion 1.5 with the latents of the real one."""
-        autoencoder = TAESD(latent_channels=4)
-        return stable_diffusion(), Text(IMAGE_TEXT_WIDTH, IMAGE_TEXT_LENGTH), VAE(drawn(autoencoder.state_dict()))
+        return stable_diffusion(), Text(IMAGE_TEXT_WIDTH, IMAGE_TEXT_LENGTH), VAE(drawn(image_vae().state_dict()))
 
 
 for (folder, file), make in FILES.items():
     # Not asked for: a folder that a pack adds may not be known yet.
     write(Path(folder_paths.models_dir, folder, file), make())
+
+# ComfyUI has this picture in its own input folder.
+Image.linear_gradient("L").convert("RGB").save(Path(folder_paths.get_input_directory(), "example.png"))
 
 NODE_CLASS_MAPPINGS = {"StandInCLIPLoader": TextEncoder, "StandInCheckpointLoaderSimple": Checkpoint}
