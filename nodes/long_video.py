@@ -1,10 +1,11 @@
 """Long videos: any video model goes on from frames that are there, and files of any length."""
 
+import time
 from pathlib import Path
 
 import folder_paths
 
-from .api import io, ui
+from .api import InputImpl, io, ui
 
 CATEGORY = "Weft/long video"
 SEGMENTS = "weft_segments"
@@ -69,9 +70,20 @@ class ExtendVideo(io.ComfyNode):
                     "segments",
                     default="extended",
                     tooltip="Name of the folder in output/weft_segments for finished windows; one for each video that "
-                    "you work on. Nothing is kept without a name.",
+                    "you work on. Nothing is kept without a name; see Clear Segments (Weft).",
                 ),
                 io.Clip.Input("clip", optional=True, tooltip="Encodes the prompts; not needed without any."),
+                io.Latent.Input(
+                    "end",
+                    optional=True,
+                    tooltip="A clip that the video leads to and ends with, kept exactly: what is between is made.",
+                ),
+                io.Boolean.Input(
+                    "clear",
+                    default=False,
+                    optional=True,
+                    tooltip="Remove all windows that are kept under this name before starting.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The whole video, for Save Long Video (Weft).")],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
@@ -87,22 +99,29 @@ class ExtendVideo(io.ComfyNode):
         prompts: str,
         segments: str,
         clip: object = None,
+        end: dict | None = None,
+        clear: bool = False,
         **settings: object,
     ) -> io.NodeOutput:
         """Plan, and sample what is not on disk."""
         from ..model_loaders.bridge.extension import Extension, extend
         from ..model_loaders.bridge.fingerprint import graph_fingerprint
         from ..model_loaders.bridge.segments import Segments
+        from ..model_loaders.bridge.segments import clear as remove_all
 
         script = script_of(prompts, clip)
-        graph = graph_fingerprint(getattr(cls.hidden, "prompt", None), getattr(cls.hidden, "unique_id", None))
+        graph = graph_fingerprint(getattr(cls.hidden, "prompt", None), getattr(cls.hidden, "unique_id", None), "clear")
         folder = segments_folder(segments)
 
         def opened(inputs: dict[str, str]) -> Segments:
+            if clear:
+                remove_all(folder)
             return Segments(folder, {"graph": graph, **inputs})
 
         extension = Extension(**settings)  # type: ignore[arg-type]
-        return io.NodeOutput(extend(guider, sampler, sigmas, start, extension, script, opened if folder else None))
+        return io.NodeOutput(
+            extend(guider, sampler, sigmas, (start, end), extension, script, opened if folder else None)
+        )
 
 
 def script_of(prompts: str, clip: object) -> object:
@@ -171,26 +190,73 @@ class SaveLongVideo(io.ComfyNode):
                     max=4096,
                     tooltip="Latents that two parts share; their frames are blended.",
                 ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    optional=True,
+                    tooltip="For endless videos: the end is decoded with the start behind it, and blends into it.",
+                ),
             ],
-            outputs=[],
+            outputs=[io.Video.Output(display_name="VIDEO", tooltip="The file, for other nodes.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
     @classmethod
     def execute(
-        cls, samples: dict, vae: object, fps: float, filename_prefix: str, part: int, overlap: int
+        cls, samples: dict, vae: object, fps: float, filename_prefix: str, part: int, overlap: int, loop: bool = False
     ) -> io.NodeOutput:
         """Name the file as the core does, and write it."""
-        from ..model_loaders.bridge.video_file import metadata_of, pixel_size, save
+        from ..model_loaders.bridge.video_file import Parts, metadata_of, pixel_size, save
 
         latents = samples["samples"]
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), *pixel_size(vae, latents)
         )
         file = f"{name}_{counter:05}_.mp4"
-        save(Path(folder, file), vae, latents, part, overlap, fps, metadata_of(cls.hidden))
-        return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)]))
+        path = Path(folder, file)
+        save(path, vae, latents, Parts(part, overlap, loop), fps, metadata_of(cls.hidden))
+        video = InputImpl.VideoFromFile(str(path))
+        return io.NodeOutput(video, ui=ui.PreviewVideo([ui.SavedResult(file, subfolder, io.FolderType.output)]))
 
 
-NODES = [ExtendVideo, SaveLongVideo]
+class ClearSegments(io.ComfyNode):
+    """Room on the disk."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftClearSegments",
+            display_name="Clear Segments (Weft)",
+            category=CATEGORY,
+            description="Removes all finished windows that Extend Video keeps under a name, of all graphs that use it. "
+            "Connect Save Long Video to it, and they are removed once the video is a file.",
+            search_aliases=["delete segments", "free disk", "long video", "weft"],
+            inputs=[
+                io.String.Input("segments", default="extended", tooltip="The name in Extend Video (Weft)."),
+                io.AnyType.Input("after", optional=True, tooltip="Anything that has to be there first."),
+            ],
+            outputs=[],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: object) -> float:
+        """Of every run its own: what is on disk changes."""
+        return time.time()
+
+    @classmethod
+    def execute(cls, segments: str, after: object = None) -> io.NodeOutput:
+        """Remove, and say what."""
+        from ..model_loaders.bridge.segments import clear
+
+        folder = segments_folder(segments)
+        if folder is None:
+            raise ValueError("segments is empty: name what Extend Video (Weft) keeps its windows under.")
+        count, size = clear(folder)
+        return io.NodeOutput(ui=ui.PreviewText(f"{count} segments removed ({size / 2**20:.1f} MiB)"))
+
+
+NODES = [ExtendVideo, SaveLongVideo, ClearSegments]

@@ -169,6 +169,12 @@ def client(server, server_base: Path) -> Client:
     return Client(server, server_base)
 
 
+@pytest.fixture(scope="session")
+def client_of() -> type[Client]:
+    """Makes the client of another server and its folders."""
+    return Client
+
+
 @pytest.fixture
 def graph() -> dict:
     """Text to video with the small model, in API format: 16 frames of 64 x 64 in two steps; a copy for every test."""
