@@ -1,6 +1,7 @@
 """Long videos: any video model goes on from frames that are there, and files of any length."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -105,23 +106,10 @@ class ExtendVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         """Plan, and sample what is not on disk."""
         from ..model_loaders.bridge.extension import Extension, extend
-        from ..model_loaders.bridge.fingerprint import graph_fingerprint
-        from ..model_loaders.bridge.segments import Segments
-        from ..model_loaders.bridge.segments import clear as remove_all
 
-        script = script_of(prompts, clip)
-        graph = graph_fingerprint(getattr(cls.hidden, "prompt", None), getattr(cls.hidden, "unique_id", None), "clear")
-        folder = segments_folder(segments)
-
-        def opened(inputs: dict[str, str]) -> Segments:
-            if clear:
-                remove_all(folder)
-            return Segments(folder, {"graph": graph, **inputs})
-
+        script, kept = script_of(prompts, clip), kept_segments(cls.hidden, segments, clear)
         extension = Extension(**settings)  # type: ignore[arg-type]
-        return io.NodeOutput(
-            extend(guider, sampler, sigmas, (start, end), extension, script, opened if folder else None)
-        )
+        return io.NodeOutput(extend(guider, sampler, sigmas, (start, end), extension, script, kept))
 
 
 def script_of(prompts: str, clip: object) -> object:
@@ -137,6 +125,27 @@ def script_of(prompts: str, clip: object) -> object:
     if lines and clip is None:
         raise ValueError("prompts has texts, and nothing encodes them: connect the model's CLIP to clip.")
     return Script(lines, clip)
+
+
+def kept_segments(hidden: object, name: str, clear: bool) -> Callable[[dict[str, str]], object] | None:
+    """Opens the finished segments of a name for the hashes of a node's inputs; None without a name.
+
+    Raises:
+        ValueError: as `segments_folder` does.
+    """
+    from ..model_loaders.bridge.fingerprint import graph_fingerprint
+    from ..model_loaders.bridge.segments import Segments
+    from ..model_loaders.bridge.segments import clear as remove_all
+
+    folder = segments_folder(name)
+    graph = graph_fingerprint(getattr(hidden, "prompt", None), getattr(hidden, "unique_id", None), "clear")
+
+    def opened(inputs: dict[str, str]) -> Segments:
+        if clear:
+            remove_all(folder)
+        return Segments(folder, {"graph": graph, **inputs})
+
+    return opened if folder else None
 
 
 def segments_folder(name: str) -> Path | None:
@@ -259,4 +268,96 @@ class ClearSegments(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewText(f"{count} segments removed ({size / 2**20:.1f} MiB)"))
 
 
+class LongVideo(io.ComfyNode):
+    """LVDM's models that are told which latents are given."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="WeftLongVideo",
+            display_name="Long Video (Weft)",
+            category=CATEGORY,
+            description="LVDM's long videos: a prediction model makes latents one window after the other; with an "
+            "interpolation model it makes distant ones first, and that model what is between them, so that little is "
+            "handed on from window to window. Finished windows are kept on disk, as by Extend Video.",
+            search_aliases=["lvdm", "hierarchical", "prediction", "interpolation", "resume", "weft"],
+            inputs=[
+                io.Model.Input("model", tooltip="LVDM's prediction model, such as sky_pred.ckpt."),
+                io.Sampler.Input("sampler", tooltip="Any sampler; Release Sampler (Weft) gives the paper's."),
+                io.Sigmas.Input("sigmas", tooltip="Noise levels of every window."),
+                io.Latent.Input(
+                    "start", tooltip="A clip that is kept as the video's start; an empty latent gives only the size."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="Of the noise of all windows."),
+                io.Int.Input("frames", default=1024, min=8, max=65536, tooltip="Of the whole video, with the start."),
+                io.Int.Input(
+                    "overlap",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Latents that a window of the prediction model is given: 1 as released. Distant ones with "
+                    "an interpolation model.",
+                ),
+                io.Int.Input(
+                    "level",
+                    default=100,
+                    min=-1,
+                    max=249,
+                    tooltip="Noise on given latents, as a step of the schedule: 100 as released. Against drift of "
+                    "quality; the model is told. -1: none.",
+                ),
+                io.Float.Input(
+                    "guidance",
+                    default=0.1,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    tooltip="Unconditional guidance w: (1 + w) with what is given - w without. 0.1 as released.",
+                ),
+                io.String.Input(
+                    "segments",
+                    default="long",
+                    tooltip="Name of the folder in output/weft_segments for finished windows, as in Extend Video.",
+                ),
+                io.Model.Input("interpolation", optional=True, tooltip="LVDM's interpolation model."),
+                io.Conditioning.Input("conditioning", optional=True, tooltip="For models that read text."),
+                io.Boolean.Input(
+                    "clear",
+                    default=False,
+                    optional=True,
+                    tooltip="Remove all windows that are kept under this name before starting.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="LATENT", tooltip="The whole video, for Save Long Video (Weft).")],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: object,
+        sampler: object,
+        sigmas: object,
+        start: dict,
+        level: int,
+        guidance: float,
+        segments: str,
+        interpolation: object = None,
+        conditioning: list | None = None,
+        clear: bool = False,
+        **settings: int,
+    ) -> io.NodeOutput:
+        """Plan, and sample what is not on disk."""
+        from ..model_loaders.bridge.mask_models import LongVideo as Wanted
+        from ..model_loaders.bridge.mask_models import Models, make_long_video
+
+        wanted = Wanted(level=None if level < 0 else level, strength=guidance, **settings)
+        kept = kept_segments(cls.hidden, segments, clear)
+        models = Models(model, interpolation)
+        return io.NodeOutput(make_long_video(models, (sampler, sigmas), start, wanted, conditioning, kept))
+
+
 NODES = [ExtendVideo, SaveLongVideo, ClearSegments]
+HELD_BACK = [LongVideo]
+"""Without a trained model of this kind, no workflow can show it."""

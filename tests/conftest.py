@@ -77,6 +77,8 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save("toy_uncond.safetensors", NoiseSchedule(0.01, 0.4, 20), diffusion_model=LatentVideoUNet(video))
     masked = LatentVideoUNet(replace(video, in_channels=5, noise_levels=8))
     save("toy_masked.safetensors", NoiseSchedule(), diffusion_model=masked)
+    between = LatentVideoUNet(replace(video, in_channels=5, noise_levels=8, temporal_length=5))
+    save("toy_between.safetensors", NoiseSchedule(), diffusion_model=between)
     return folder
 
 

@@ -21,6 +21,7 @@ from .compat import model_management, sample, sampler_helpers
 from .fingerprint import fingerprint, model_fingerprint
 from .runs import Progress
 from .segments import Segments
+from .windows import walked
 
 log = logging.getLogger(__name__)
 
@@ -101,32 +102,19 @@ def extend(
     guider = _own_guider(guider, sigmas, extension.perturbation)
     inputs = _inputs(guider, sampler, sigmas, ends, extension, script)
     segments = open_segments(inputs) if open_segments else None
-    finished = segments.finished()[: len(plan)] if segments else []
     guiders = _guiders(guider, script, plan, patcher)
-    steps, progress = len(sigmas) - 1, Progress((len(sigmas) - 1) * len(plan))
 
-    def window_sample(number: int, window: Window, latents: Tensor) -> Tensor:
-        progress.reach(number * steps)
-        if number < len(finished):
-            return latents.index_copy(2, torch.tensor(window.made), finished[number]["samples"].to(latents))
+    def made(number: int, window: Window, latents: Tensor, progress: Progress) -> Tensor:
         seed = (extension.seed + number) % 2**64
         noise = sample.prepare_noise(latents, seed)
         callback = progress.after_step(patcher, window.made)
         # ComfyUI knows by zeros that there is nothing to start from.
         latents, mask = (latents, 1 - window.mask(latents)) if window.given else (torch.zeros_like(latents), None)
-        made = guiders[number].sample(  # type: ignore[attr-defined]
+        return guiders[number].sample(  # type: ignore[attr-defined, no-any-return]
             noise, latents, sampler, sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
         )
-        made = made.to(latents)
-        if segments:
-            segments.add({"samples": made[:, :, list(window.made)]})
-        return made
 
-    video = _room(patcher, ends, length)
-    for _ in long_video.walk(plan, video, window_sample):
-        pass
-    progress.reach(steps * len(plan))
-    return {"samples": video}
+    return {"samples": walked(plan, _room(patcher, ends, length), made, len(sigmas) - 1, segments)}
 
 
 def _ends(patcher: object, start: dict[str, object], end: dict[str, object] | None) -> Ends:
