@@ -9,7 +9,7 @@ from typing import Any, Literal
 import tomllib
 
 from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
-from ..kernels.networks.lvdm import TextToVideoUNetConfig
+from ..kernels.networks.lvdm import LatentVideoUNetConfig, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
@@ -17,6 +17,7 @@ from ..model_loaders.image_unet import ImageUNetConfig
 from .control_settings import EdgeHints
 from .data.moving_shapes import MovingShapesConfig
 from .higen_settings import Cues, Pictures
+from .mask_settings import LatentWindow, Masks
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .settings import RecipeError, Table, read_section, section, setting
 from .show1_settings import Conditioning, PixelFrames, Stage
@@ -425,7 +426,35 @@ class ExpertRecipe:
     run: Run = setting(doc="length and output")
 
 
-DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe | ExpertRecipe | Show1Recipe
+@dataclass(frozen=True, kw_only=True)
+class MaskRecipe:
+    """A model of LVDM's long videos: it goes on from given latents, or makes those between them."""
+
+    task: Literal["mask"] = setting("mask", doc="train a model that is told which latents are given")
+    system: str = setting("lvdm", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
+    network: LatentVideoUNetConfig = setting(doc="the UNet, which reads a mask behind the latents")
+    latents: LatentWindow = section(LatentWindow, doc="which latents of a clip are a sample")
+    masks: Masks = section(Masks, doc="which of them are given")
+    initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """All times alike, as released; there are no captions."""
+        return Diffusion(caption_dropout=0.0)
+
+    @property
+    def rare(self) -> RareCaptions:
+        """None."""
+        return RareCaptions()
+
+
+DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | ImageRecipe | ExpertRecipe | Show1Recipe | MaskRecipe
 ImageModelRecipe = HarivoRecipe | ControlRecipe
 """Of what is trained around a frozen image model."""
 DiffusionRecipe = DenoiserRecipe | ImageModelRecipe
@@ -437,6 +466,7 @@ RECIPES: dict[str, type] = {
     "image": ImageRecipe,
     "show1": Show1Recipe,
     "expert": ExpertRecipe,
+    "mask": MaskRecipe,
     "harivo": HarivoRecipe,
     "control": ControlRecipe,
     "features": FeaturesRecipe,

@@ -11,7 +11,7 @@ from torch import nn
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
 from ..kernels.networks.harivo import MotionConfig, MotionNetwork
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
-from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
+from ..kernels.networks.lvdm import LatentVideoUNet, LatentVideoUNetConfig, TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
@@ -30,6 +30,7 @@ from .config import (
     HiGenRecipe,
     ImageModelRecipe,
     ImageRecipe,
+    MaskRecipe,
     Recipe,
     Show1Recipe,
     TextToVideoRecipe,
@@ -55,6 +56,7 @@ DENOISERS: dict[type, tuple[Any, type]] = {
     ImageRecipe: (ImageUNet, ImageUNetConfig),
     ExpertRecipe: (SpaceTimeUNet, SpaceTimeUNetConfig),
     Show1Recipe: (PixelUNet, PixelUNetConfig),
+    MaskRecipe: (LatentVideoUNet, LatentVideoUNetConfig),
 }
 
 
@@ -149,7 +151,9 @@ def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     if isinstance(main.recipe, Show1Recipe):
         return LATENT  # whatever else the network reads
     if isinstance(main.recipe, DenoiserRecipe):
-        return LatentSpec(channels=main.recipe.network.in_channels, **main.facts)
+        masked = isinstance(main.recipe, MaskRecipe)
+        network = main.recipe.network
+        return LatentSpec(channels=network.out_channels if masked else network.in_channels, **main.facts)
     autoencoder = components.get("vae")
     if not isinstance(autoencoder, VideoAutoencoder):
         return LatentSpec()

@@ -72,8 +72,7 @@ class TextToVideoTask:
         wanted = recipe.pixels.clips if isinstance(recipe, Show1Recipe) else recipe.autoencoder.clips
         clip_count = min(wanted or len(self.clips), len(self.clips))
         texts = self.clips.texts(clip_count)
-        if not any(texts):
-            raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
+        self._check_captions(texts)
         self._rare(texts)
         text = self._open_text(texts)
         self._check_width(text.width)
@@ -105,6 +104,10 @@ class TextToVideoTask:
         self.autoencoder = load_autoencoder(stage, folder)
         self._check_latents()
         self._cache = Path(stage.cache) if stage.cache else folder / "latents"
+
+    def _check_captions(self, captions: list[str]) -> None:
+        if not any(captions):
+            raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
         assert not isinstance(self.recipe, ImageModelRecipe)
