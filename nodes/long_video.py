@@ -85,6 +85,16 @@ class ExtendVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Remove all windows that are kept under this name before starting.",
                 ),
+                io.Float.Input(
+                    "head_start",
+                    default=0.2,
+                    min=0.0,
+                    max=0.9,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Share of the noise schedule, at its start, that windows skip: they begin from what is "
+                    "given, standing still in noise, so that things keep their places. More: calmer. 0: from noise.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The whole video, for Save Long Video (Weft).")],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],

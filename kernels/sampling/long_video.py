@@ -158,6 +158,22 @@ def _check(length: int, window: int, overlap: int, known: int, ending: int = 0) 
         raise ValueError(f"Found {known + ending} known latents in a video of {length}: make the video longer.")
 
 
+def standing(latents: Tensor, window: Window) -> Tensor:
+    """A guess of a window (B, C, T, H, W) from what is given: nothing moves, or one given latent turns into the next.
+
+    Sampling that starts from it at less than the highest noise keeps the places of things, which pictures of pure noise
+    and a given latent in as much noise do not say (FrameInit of arXiv 2402.04324 mixes such a guess into the noise).
+    """
+    guess, given = latents.clone(), window.given
+    for position in window.made:
+        before = [other for other in given if other < position]
+        after = [other for other in given if other > position]
+        first, last = (before[-1:] or after[:1])[0], (after[:1] or before[-1:])[0]
+        share = (position - first) / (last - first) if last > first else 0.0
+        guess[:, :, position] = torch.lerp(latents[:, :, first], latents[:, :, last], share)
+    return guess
+
+
 SampleWindow = Callable[[int, Window, Tensor], Tensor]
 """Number of a window, the window, its latents (B, C, T, H, W) with the given ones in their places -> the sample."""
 

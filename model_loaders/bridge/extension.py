@@ -36,6 +36,8 @@ class Extension:
         overlap: frames of them that are there already.
         perturbation: share of the noise schedule, at its end, in which the given latents are free to fit the new ones.
         loop: the last frames lead to the first.
+        head_start: share of the noise schedule, at its start, that windows with given latents skip: they begin from
+            these standing still, in as much noise as is left then.
         seed: of the first window; every other one has the next.
     """
 
@@ -45,6 +47,7 @@ class Extension:
     perturbation: float
     loop: bool
     seed: int
+    head_start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,20 @@ def extend(
     inputs = _inputs(guider, sampler, sigmas, ends, extension, script)
     segments = open_segments(inputs) if open_segments else None
     guiders = _guiders(guider, script, plan, patcher)
+    later = _later(patcher, sigmas, extension.head_start)
 
     def made(number: int, window: Window, latents: Tensor, progress: Progress) -> Tensor:
         seed = (extension.seed + number) % 2**64
         noise = sample.prepare_noise(latents, seed)
         callback = progress.after_step(patcher, window.made)
-        # ComfyUI knows by zeros that there is nothing to start from.
-        latents, mask = (latents, 1 - window.mask(latents)) if window.given else (torch.zeros_like(latents), None)
+        levels, mask = sigmas, None
+        if window.given:
+            levels, mask = later, 1 - window.mask(latents)
+            latents = long_video.standing(latents, window) if extension.head_start else latents
+        else:
+            latents = torch.zeros_like(latents)  # by which ComfyUI knows that there is nothing to start from
         return guiders[number].sample(  # type: ignore[attr-defined, no-any-return]
-            noise, latents, sampler, sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
+            noise, latents, sampler, levels, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
         )
 
     return {"samples": walked(plan, _room(patcher, ends, length), made, len(sigmas) - 1, segments)}
@@ -173,6 +181,20 @@ def _room(patcher: object, ends: Ends, length: int) -> Tensor:
     gap = length - sum(ends.lengths)
     empty = inner.process_latent_out(torch.zeros(*start.shape[:2], gap, *start.shape[3:])).to(start)
     return torch.cat([start, empty, end], dim=2)
+
+
+def _later(patcher: object, sigmas: Tensor, head_start: float) -> Tensor:
+    """Noise levels that are left after the head start."""
+    if not head_start:
+        return sigmas
+    first = float(patcher.get_model_object("model_sampling").percent_to_sigma(head_start))  # type: ignore[attr-defined]
+    left = sigmas[sigmas <= first]
+    if len(left) < 2:
+        raise ValueError(
+            f"head_start is {head_start:g}, after which none of the {len(sigmas) - 1} steps is left: take a smaller "
+            "one, or more steps."
+        )
+    return left
 
 
 def _own_guider(guider: object, sigmas: Tensor, perturbation: float) -> object:

@@ -32,6 +32,7 @@ def extend(comfy, toy):
             "sigmas": sigmas(comfy, model),
             "start": {"samples": clip(2)},
             **{"seed": 7, "frames": 32, "window": 16, "overlap": 4, "perturbation": 0.0, "segments": ""},
+            "head_start": 0.0,
             **changed,
         }
         return comfy.run("WeftExtendVideo", **inputs)[0]["samples"]
@@ -355,6 +356,33 @@ def test_perturbation_lets_go_of_what_is_given_at_low_noise(extend, toy):
         assert (noise[0] - noise[1]).abs().max() < 1e-3
         free[perturbation] = float((noise[0] - noise[3]).abs().max())
     assert free[0.0] < 1e-3 and free[0.5] > 0.1
+
+
+def test_a_head_start_is_a_still_picture_in_noise(comfy, extend, toy):
+    """The network first sees the given latent repeated, in the window's noise at the first level that is left."""
+    from comfy.patcher_extension import WrappersMP
+
+    seen, model = [], toy.model.clone()
+
+    def watch(executor, x, sigma, *args, **kwargs):
+        seen.append((float(sigma[0]), x.clone()))
+        return executor(x, sigma, *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", watch)
+    level = toy.model.get_model_object("model_sampling").percent_to_sigma(0.2)
+    levels = torch.tensor([3 * level, level, 0.5 * level, 0.0])
+    video = extend(model, frames=16, head_start=0.2, sigmas=levels)
+    assert [round(sigma / level, 4) for sigma, _ in seen] == [1.0, 0.5] and torch.equal(video[:, :, :2], clip(2))
+    still = toy.model.model.process_latent_in(torch.cat([clip(2), *[clip(2)[:, :, 1:]] * 2], dim=2))
+    noise = torch.randn(1, 4, 4, 8, 8, generator=torch.manual_seed(7))
+    # In units of the level: rounding of float32.
+    torch.testing.assert_close((seen[0][1] - still) / level, noise, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="head_start is 0.9, after which none of the 3 steps is left"):
+        extend(head_start=0.9, sigmas=levels)
+    seen.clear()
+    empty = comfy.run("WeftEmptyVideoLatent", model=toy.model, width=64, height=64, frames=16)[0]
+    extend(model, frames=16, start=empty, head_start=0.2, sigmas=levels)
+    assert len(seen) == 3, "nothing is given to the first window"
 
 
 def sigmas_between(level):

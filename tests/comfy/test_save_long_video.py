@@ -123,6 +123,34 @@ def test_the_file_is_what_the_core_would_write(comfy, pixels):
     assert abs(frames.mean((1, 2, 3)) - expected).max() < 3
 
 
+def test_no_more_is_held_of_a_longer_video(comfy, pixels, monkeypatch):
+    """Bytes of decoded frames that are still there whenever a part is decoded: those of the same two parts at most."""
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    decode, made = pixels.decode, []
+
+    def held():
+        return sum(size for weak, size in made if not weak.expired())
+
+    def watched(samples):
+        decoded = decode(samples)
+        storage = decoded.untyped_storage()
+        made.append((StorageWeakRef(storage), storage.nbytes()))
+        most[-1] = max(most[-1], held())
+        return decoded
+
+    monkeypatch.setattr(pixels, "decode", watched)
+    most = []
+    for frames in (64, 1024):
+        most.append(0)
+        made.clear()
+        given = {"vae": pixels, "filename_prefix": f"held/{frames}", "part": 16, "overlap": 4}
+        comfy.run("WeftSaveLongVideo", samples={"samples": moving(frames)}, **given)
+        assert len(made) == -(-(frames - 4) // 12) and held() == 0
+    part = 16 * 16 * 24 * COLOURS * 4
+    assert most[0] == most[1] <= 2 * part
+
+
 def test_the_graph_is_in_the_file(comfy, video_file, pixels, tmp_path):
     hidden = SimpleNamespace(prompt={"1": {}}, extra_pnginfo={"workflow": {"nodes": []}})
     path = tmp_path / "a.mp4"

@@ -158,6 +158,13 @@ def test_walk_gives_every_window_what_is_there():
         assert (video[:, :, place] == value).all()
 
 
+def test_a_still_guess_holds_or_turns_what_is_given():
+    latents = torch.tensor([5.0, 1.0, 0.0, 0.0, 4.0, 0.0]).view(1, 1, 6, 1, 1).expand(2, 3, 6, 2, 2)
+    found = long_video.standing(latents, Window(tuple(range(6)), (1, 4)))
+    assert found.shape == latents.shape and torch.equal(found, found[:1, :1, :, :1, :1].expand_as(found))
+    assert found[0, 0, :, 0, 0].tolist() == [1, 1, 2, 3, 4, 4]
+
+
 @pytest.fixture(scope="module")
 def network():
     """A small prediction network whose output is quiet, so that rounding does not grow; in float64 and float32."""
