@@ -343,7 +343,7 @@ def write_dataset(folder: Path, count: int, config: MovingShapesConfig, split: S
             clip = data.clip(index)
             file = f"{index:05d}.mp4"
             write_video(folder / file, render(clip), config.fps)
-            line = {"file": file, "caption": clip.spec.caption(), "spec": asdict(clip.spec)}
+            line: dict[str, object] = {"file": file, "caption": clip.spec.caption(), "spec": asdict(clip.spec)}
             if clip.parts:
                 line["captions"] = clip.captions()
             lines.write(json.dumps(line) + "\n")
