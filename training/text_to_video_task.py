@@ -25,6 +25,7 @@ from .config import (
     ExpertRecipe,
     ImageFirstStage,
     ImageModelRecipe,
+    MaskRecipe,
     Show1Recipe,
     TextToVideoRecipe,
     frame_size,
@@ -110,7 +111,7 @@ class TextToVideoTask:
             raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
 
     def _open_text(self, captions: list[str]) -> TextEncoder:
-        assert not isinstance(self.recipe, ImageModelRecipe)
+        assert not isinstance(self.recipe, ImageModelRecipe | MaskRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _open_others(self, text: TextEncoder) -> OtherCaptions:
