@@ -13,6 +13,11 @@ SEGMENTS = "weft_segments"
 """In ComfyUI's output folder: the one for temporary files is emptied at every start."""
 
 
+def _clear_input() -> io.Input:
+    tip = "Remove all windows that are kept under this name before starting."
+    return io.Boolean.Input("clear", default=False, optional=True, tooltip=tip)
+
+
 class ExtendVideo(io.ComfyNode):
     """More frames from any video model."""
 
@@ -79,12 +84,7 @@ class ExtendVideo(io.ComfyNode):
                     optional=True,
                     tooltip="A clip that the video leads to and ends with, kept exactly: what is between is made.",
                 ),
-                io.Boolean.Input(
-                    "clear",
-                    default=False,
-                    optional=True,
-                    tooltip="Remove all windows that are kept under this name before starting.",
-                ),
+                _clear_input(),
                 io.Float.Input(
                     "head_start",
                     default=0.2,
@@ -332,12 +332,7 @@ class LongVideo(io.ComfyNode):
                 ),
                 io.Model.Input("interpolation", optional=True, tooltip="LVDM's interpolation model."),
                 io.Conditioning.Input("conditioning", optional=True, tooltip="For models that read text."),
-                io.Boolean.Input(
-                    "clear",
-                    default=False,
-                    optional=True,
-                    tooltip="Remove all windows that are kept under this name before starting.",
-                ),
+                _clear_input(),
             ],
             outputs=[io.Latent.Output(display_name="LATENT", tooltip="The whole video, for Save Long Video (Weft).")],
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],

@@ -14,6 +14,7 @@ from ..kernels.networks.show1 import PixelUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..kernels.sampling.schedules import NoiseSchedule
 from ..model_loaders.image_unet import ImageUNetConfig
+from .autoencoder_settings import AutoencoderLoss, Crops
 from .control_settings import EdgeHints
 from .data.moving_shapes import MovingShapesConfig
 from .higen_settings import Cues, Pictures
@@ -100,33 +101,6 @@ class Run:
     checkpoint_every: int = setting(500, minimum=1, doc="steps between checkpoints")
     keep_checkpoints: int = setting(2, minimum=1, doc="newest checkpoints that are kept")
     validation_clips: int = setting(32, minimum=0, doc="held-out clips measured at every checkpoint")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderLoss:
-    """The autoencoder's losses; the defaults are those of the released models."""
-
-    reconstruction: Literal["l1", "l2"] = setting(
-        "l1", doc="l1 as released, l2 as in the paper; l2 finds small objects on a plain background sooner"
-    )
-    perceptual: Literal["lpips", "gradients"] = setting(
-        "lpips", doc="lpips: VGG16 features, weights from disk; gradients: multi-scale image gradients, no weights"
-    )
-    perceptual_weight: float = setting(1.0, minimum=0, doc="weight of the perceptual loss beside the reconstruction")
-    kl_weight: float = setting(0.0, minimum=0, doc="weight of the divergence from a standard normal, per clip")
-    adversarial_weight: float = setting(0.5, minimum=0, doc="factor on the adaptive weight of the adversarial loss")
-    discriminator_start: int = setting(50001, minimum=0, doc="first step with the discriminator")
-    discriminator_channels: tuple[int, ...] = setting(
-        (64, 128, 256, 512), minimum=1, doc="widths of the patch discriminator's convolutions"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crops:
-    """Training on windows around what differs from a clip's background, before whole frames."""
-
-    size: int = setting(32, minimum=8, doc="height and width of the windows in pixels")
-    steps: int = setting(0, minimum=0, doc="optimizer steps on windows; 0: whole frames from the start")
 
 
 @dataclass(frozen=True, kw_only=True)
