@@ -1,5 +1,5 @@
 """The node API of ComfyUI, imported here and nowhere else."""
 
-from comfy_api.v0_0_2 import ComfyExtension, io, ui
+from comfy_api.v0_0_2 import ComfyExtension, InputImpl, io, ui
 
-__all__ = ["ComfyExtension", "io", "ui"]
+__all__ = ["ComfyExtension", "InputImpl", "io", "ui"]

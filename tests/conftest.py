@@ -77,6 +77,8 @@ def toy_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save("toy_uncond.safetensors", NoiseSchedule(0.01, 0.4, 20), diffusion_model=LatentVideoUNet(video))
     masked = LatentVideoUNet(replace(video, in_channels=5, noise_levels=8))
     save("toy_masked.safetensors", NoiseSchedule(), diffusion_model=masked)
+    between = LatentVideoUNet(replace(video, in_channels=5, noise_levels=8, temporal_length=5))
+    save("toy_between.safetensors", NoiseSchedule(), diffusion_model=between)
     return folder
 
 
@@ -167,6 +169,12 @@ class Client:
 def client(server, server_base: Path) -> Client:
     """Queue graphs by this."""
     return Client(server, server_base)
+
+
+@pytest.fixture(scope="session")
+def client_of() -> type[Client]:
+    """Makes the client of another server and its folders."""
+    return Client
 
 
 @pytest.fixture

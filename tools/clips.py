@@ -38,8 +38,9 @@ def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
     if kind == "LatentConcat" and inputs["dim"] == "t":
         return _shown(graph, inputs["samples1"][0]) + _shown(graph, inputs["samples2"][0])
     if kind == "WeftExtendVideo":
-        start = _shown(graph, inputs["start"][0])
-        return start + _said(inputs["prompts"], sum(length for _, length in start), inputs["frames"])
+        start, end = (_shown(graph, inputs[name][0]) if name in inputs else [] for name in ("start", "end"))
+        begin, following = (sum(length for _, length in part) for part in (start, end))
+        return [*start, *_said(inputs["prompts"], begin, inputs["frames"] - following), *end]
     if kind in ("KSampler", "SamplerCustomAdvanced"):
         guided = inputs if kind == "KSampler" else graph[inputs["guider"][0]]["inputs"]
         caption = graph[guided["positive"][0]]["inputs"]["text"]

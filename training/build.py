@@ -15,6 +15,7 @@ from .config import (
     HarivoRecipe,
     HiGenRecipe,
     ImageRecipe,
+    MaskRecipe,
     Recipe,
     Show1Recipe,
     TemporalVAERecipe,
@@ -27,6 +28,7 @@ from .features_task import FeaturesTask
 from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
 from .image_task import ImageTask
+from .mask_task import MaskTask
 from .settings import RecipeError
 from .show1_task import Show1Task
 from .task import Task
@@ -58,6 +60,8 @@ def build_task(recipe: Recipe, folder: Path, device: torch.device) -> Task:
         return ControlTask(recipe, folder, device, mixed)
     if isinstance(recipe, ImageRecipe):
         return ImageTask(recipe, folder, device, mixed)
+    if isinstance(recipe, MaskRecipe):
+        return MaskTask(recipe, folder, device, mixed)
     if isinstance(recipe, Show1Recipe):
         return Show1Task(recipe, folder, device, mixed)
     return TextToVideoTask(recipe, folder, device, mixed)

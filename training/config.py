@@ -9,14 +9,16 @@ from typing import Any, Literal
 import tomllib
 
 from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
-from ..kernels.networks.lvdm import TextToVideoUNetConfig
+from ..kernels.networks.lvdm import LatentVideoUNetConfig, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNetConfig
 from ..kernels.networks.versvideo import VersVideoUNetConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoderConfig
 from ..model_loaders.image_unet import ImageUNetConfig
+from .autoencoder_settings import AutoencoderLoss, Crops
 from .control_settings import ConditionMaps, DenoiserSource, EdgeHints
 from .higen_settings import Cues, Pictures
 from .image_settings import PictureCaptions
+from .mask_settings import LatentWindow, Masks
 from .motion_settings import ImageModelSource, MotionLosses, MotionParts
 from .sections import (
     LARGEST_SEED,
@@ -39,33 +41,6 @@ from .teacher_settings import TeacherSettings
 from .temporal_vae_settings import Refinement, TemporalVAELoss
 from .text_settings import CaptionText, ClipText, DenoiserText, GivenText, ImageModelText, T5Text
 from .validate import validate
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoencoderLoss:
-    """The autoencoder's losses; the defaults are those of the released models."""
-
-    reconstruction: Literal["l1", "l2"] = setting(
-        "l1", doc="l1 as released, l2 as in the paper; l2 finds small objects on a plain background sooner"
-    )
-    perceptual: Literal["lpips", "gradients"] = setting(
-        "lpips", doc="lpips: VGG16 features, weights from disk; gradients: multi-scale image gradients, no weights"
-    )
-    perceptual_weight: float = setting(1.0, minimum=0, doc="weight of the perceptual loss beside the reconstruction")
-    kl_weight: float = setting(0.0, minimum=0, doc="weight of the divergence from a standard normal, per clip")
-    adversarial_weight: float = setting(0.5, minimum=0, doc="factor on the adaptive weight of the adversarial loss")
-    discriminator_start: int = setting(50001, minimum=0, doc="first step with the discriminator")
-    discriminator_channels: tuple[int, ...] = setting(
-        (64, 128, 256, 512), minimum=1, doc="widths of the patch discriminator's convolutions"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crops:
-    """Training on windows around what differs from a clip's background, before whole frames."""
-
-    size: int = setting(32, minimum=8, doc="height and width of the windows in pixels")
-    steps: int = setting(0, minimum=0, doc="optimizer steps on windows; 0: whole frames from the start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +287,37 @@ class ExpertRecipe:
     run: Run = setting(doc="length and output")
 
 
-DenoiserRecipe = TextToVideoRecipe | HiGenRecipe | VersVideoRecipe | ImageRecipe | ExpertRecipe | Show1Recipe
+@dataclass(frozen=True, kw_only=True)
+class MaskRecipe:
+    """A model of LVDM's long videos: it goes on from given latents, or makes those between them."""
+
+    task: Literal["mask"] = setting("mask", doc="train a model that is told which latents are given")
+    system: str = setting("lvdm", doc="system that exported files are marked as")
+    seed: int = setting(23, minimum=0, maximum=LARGEST_SEED, doc="seed of everything random")
+    data: Data = setting(doc="what it learns from")
+    autoencoder: VideoFirstStage | ImageFirstStage = setting(doc="the frozen autoencoder")
+    network: LatentVideoUNetConfig = setting(doc="the UNet, which reads a mask behind the latents")
+    latents: LatentWindow = section(LatentWindow, doc="which latents of a clip are a sample")
+    masks: Masks = section(Masks, doc="which of them are given")
+    initialization: DenoiserStart = section(DenoiserStart, doc="how the UNet starts")
+    schedule: Schedule = section(Schedule, doc="noise schedule")
+    optimization: Optimization = setting(doc="optimizer")
+    run: Run = setting(doc="length and output")
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """All times alike, as released; there are no captions."""
+        return Diffusion(caption_dropout=0.0)
+
+    @property
+    def rare(self) -> RareCaptions:
+        """None."""
+        return RareCaptions()
+
+
+DenoiserRecipe = (
+    TextToVideoRecipe | HiGenRecipe | VersVideoRecipe | ImageRecipe | ExpertRecipe | Show1Recipe | MaskRecipe
+)
 ImageModelRecipe = HarivoRecipe | ControlRecipe
 """Of what is trained around a frozen image model."""
 AddedRecipe = ImageModelRecipe | VersVideoControlRecipe
@@ -328,6 +333,7 @@ RECIPES: dict[str, type] = {
     "image": ImageRecipe,
     "show1": Show1Recipe,
     "expert": ExpertRecipe,
+    "mask": MaskRecipe,
     "harivo": HarivoRecipe,
     "control": ControlRecipe,
     "versvideo_control": VersVideoControlRecipe,

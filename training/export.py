@@ -11,7 +11,7 @@ from torch import nn
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
 from ..kernels.networks.harivo import MotionConfig, MotionNetwork
 from ..kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
-from ..kernels.networks.lvdm import TextToVideoUNet, TextToVideoUNetConfig
+from ..kernels.networks.lvdm import LatentVideoUNet, LatentVideoUNetConfig, TextToVideoUNet, TextToVideoUNetConfig
 from ..kernels.networks.show1 import PixelUNet, PixelUNetConfig
 from ..kernels.networks.temporal_vae import TemporalVAE, TemporalVAEConfig
 from ..kernels.networks.unified_control import UnifiedControlConfig, UnifiedControlNet
@@ -35,6 +35,7 @@ from .config import (
     HarivoRecipe,
     HiGenRecipe,
     ImageRecipe,
+    MaskRecipe,
     Recipe,
     Show1Recipe,
     TemporalVAERecipe,
@@ -65,6 +66,7 @@ DENOISERS: dict[type, tuple[Any, type]] = {
     ImageRecipe: (ImageUNet, ImageUNetConfig),
     ExpertRecipe: (SpaceTimeUNet, SpaceTimeUNetConfig),
     Show1Recipe: (PixelUNet, PixelUNetConfig),
+    MaskRecipe: (LatentVideoUNet, LatentVideoUNetConfig),
 }
 
 
@@ -186,7 +188,9 @@ def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     if isinstance(main.recipe, Show1Recipe):
         return LATENT  # whatever else the network reads
     if isinstance(main.recipe, DenoiserRecipe):
-        return LatentSpec(channels=main.recipe.network.in_channels, **main.facts)
+        masked = isinstance(main.recipe, MaskRecipe)
+        network = main.recipe.network
+        return LatentSpec(channels=network.out_channels if masked else network.in_channels, **main.facts)
     autoencoder = components.get("vae")
     if not isinstance(autoencoder, VideoAutoencoder):
         return LatentSpec()

@@ -34,6 +34,19 @@ class TextEncoder(Protocol):
         ...
 
 
+class NoText:
+    """For networks that read none."""
+
+    saved, width = False, 0
+
+    def __init__(self) -> None:
+        self.network: nn.Module = nn.Identity()
+
+    def tokens(self, captions: list[str]) -> Tensor:
+        """A zero for each, (B, 1)."""
+        return torch.zeros(len(captions), 1, dtype=torch.long)
+
+
 class TrainedCaptions:
     """A caption encoder that knows the words of the data set; raises RecipeError when a caption is too long for it."""
 

@@ -20,7 +20,7 @@ from ..kernels.networks.show1 import JointAttention
 from ..kernels.sampling.schedules import NoiseSchedule, add_noise, velocity
 from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
-from .config import AddedRecipe, DiffusionRecipe, ExpertRecipe, Show1Recipe, TextToVideoRecipe
+from .config import AddedRecipe, DiffusionRecipe, ExpertRecipe, MaskRecipe, Show1Recipe, TextToVideoRecipe
 from .data.captions import Split, with_other_directions
 from .data.clips import Clips, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
@@ -65,8 +65,7 @@ class TextToVideoTask:
         wanted = recipe.pixels.clips if isinstance(recipe, Show1Recipe) else recipe.autoencoder.clips
         clip_count = min(wanted or len(self.clips), len(self.clips))
         texts = self.clips.texts(clip_count)
-        if not any(texts):
-            raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
+        self._check_captions(texts)
         self._rare(texts)
         text = self._open_text(texts)
         self._check_width(text.width)
@@ -99,8 +98,12 @@ class TextToVideoTask:
         self._check_latents()
         self._cache = Path(stage.cache) if stage.cache else folder / "latents"
 
+    def _check_captions(self, captions: list[str]) -> None:
+        if not any(captions):
+            raise RecipeError("data: none of the clips has a caption; expected captions.jsonl or a .txt for each video")
+
     def _open_text(self, captions: list[str]) -> TextEncoder:
-        assert not isinstance(self.recipe, AddedRecipe)
+        assert not isinstance(self.recipe, AddedRecipe | MaskRecipe)
         return open_text_encoder(self.recipe.text_encoder, self.recipe.data, captions)
 
     def _open_others(self, text: TextEncoder) -> OtherCaptions:

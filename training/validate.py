@@ -9,7 +9,7 @@ from .settings import RecipeError
 
 if TYPE_CHECKING:
     from ..kernels.networks.higen import HiGenUNetConfig, SpaceTimeUNetConfig
-    from ..kernels.networks.lvdm import TextToVideoUNetConfig
+    from ..kernels.networks.lvdm import LatentVideoUNetConfig, TextToVideoUNetConfig
     from ..kernels.networks.show1 import PixelUNetConfig
     from ..kernels.networks.versvideo import VersVideoUNetConfig
     from ..model_loaders.image_unet import ImageUNetConfig
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FeaturesRecipe,
         HarivoRecipe,
         ImageRecipe,
+        MaskRecipe,
         Recipe,
         Show1Recipe,
         TemporalVAERecipe,
@@ -33,6 +34,7 @@ def validate(recipe: Recipe, name: str) -> None:
     """Raise RecipeError when the settings of a recipe contradict each other; errors begin with `name`."""
     try:
         _validate_sides(recipe)
+        _validate_parts(recipe)
         if recipe.task == "autoencoder":
             _validate_autoencoder(recipe)
             _validate_windows(recipe)
@@ -59,6 +61,8 @@ def validate(recipe: Recipe, name: str) -> None:
                 _validate_stage(recipe)
             elif recipe.task == "expert":
                 _validate_space_time(recipe.network)
+            elif recipe.task == "mask":
+                _validate_mask(recipe)
             else:
                 _validate_unet(recipe.network)
             _validate_text_and_noise(recipe)
@@ -72,7 +76,27 @@ def validate(recipe: Recipe, name: str) -> None:
 
 
 # Tasks whose networks take frames of any height and width.
-_RECTANGULAR = ("temporal_vae", "text_to_video", "higen", "versvideo", "versvideo_control", "image", "show1", "expert")
+_RECTANGULAR = (
+    "temporal_vae",
+    "text_to_video",
+    "higen",
+    "versvideo",
+    "versvideo_control",
+    "image",
+    "show1",
+    "expert",
+    "mask",
+)
+
+
+def _validate_parts(recipe: Recipe) -> None:
+    """A caption says what the first part of a long clip shows."""
+    data = recipe.data
+    if data.kind == "moving_shapes" and data.part and recipe.task not in ("mask", "autoencoder"):
+        raise RecipeError(
+            f"data.part: found {data.part} with the task {recipe.task!r}, which reads one caption for a whole clip; "
+            "expected 0"
+        )
 
 
 def _validate_sides(recipe: Recipe) -> None:
@@ -163,12 +187,40 @@ def _validate_features(recipe: FeaturesRecipe) -> None:
 def _validate_unet(network: TextToVideoUNetConfig) -> None:
     for key in ("num_heads", "depth"):
         _at_least_one(f"network.{key}", getattr(network, key))
-    levels = _validate_levels(network)
+    _validate_levels(network)
+    _validate_attention(network)
+
+
+def _validate_attention(network: TextToVideoUNetConfig | LatentVideoUNetConfig) -> None:
+    levels = _widths(network.model_channels, network.channel_mult, network.attention_factors)
     # The middle of the network attends too, at the width of the last level.
     for factor in sorted({*network.attention_factors, max(levels)}):
         _multiple("network: width", levels[factor], network.num_heads, "network.num_heads")
     if network.relative_positions:
         _at_least_one("network.temporal_length", network.temporal_length)
+
+
+def _validate_mask(recipe: MaskRecipe) -> None:
+    network, masks, length = recipe.network, recipe.masks, recipe.latents.length
+    _at_least_one("network.num_heads", network.num_heads)
+    if network.in_channels != network.out_channels + 1:
+        raise RecipeError(
+            f"network.in_channels: found {network.in_channels}, expected network.out_channels + 1 = "
+            f"{network.out_channels + 1}: the mask is behind the latents"
+        )
+    if network.noise_levels < masks.levels:
+        raise RecipeError(
+            f"network.noise_levels: found {network.noise_levels}, expected at least masks.levels = {masks.levels}"
+        )
+    if masks.first + masks.ends > 1:
+        raise RecipeError(f"masks.first, masks.ends: found {masks.first} and {masks.ends}, expected a sum of at most 1")
+    most = max(masks.counts, default=0) if masks.first else 1
+    if not 1 <= most < length or (masks.ends and length < 3):
+        raise RecipeError(
+            f"latents.length: found {length}, expected more than the most latents that are given ({most}), and 3 or "
+            "more with masks.ends"
+        )
+    _validate_attention(network)
 
 
 def _validate_higen(network: HiGenUNetConfig) -> None:
@@ -363,17 +415,25 @@ def _validate_preference(recipe: DiffusionRecipe) -> None:
         raise RecipeError(f"diffusion.preference_start: found {start}, expected less than diffusion.last_time = {last}")
 
 
+def _validate_text(recipe: DenoiserRecipe) -> None:
+    assert recipe.task != "mask"
+    text = recipe.text_encoder
+    if text.kind != "captions":
+        return
+    _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
+    key = text_width_key(recipe)
+    found = getattr(recipe.network, key)
+    if text.width != found:
+        raise RecipeError(f"network.{key}: found {found}, the text encoder has {text.width}")
+
+
 def _validate_text_and_noise(recipe: DiffusionRecipe) -> None:
-    text, schedule = recipe.text_encoder, recipe.schedule
-    # Those around a frozen denoiser read text as it does.
+    schedule = recipe.schedule
+    # Those around a frozen denoiser read text as it does, and mask models none.
     around = recipe.task == "harivo" or recipe.task == "control" or recipe.task == "versvideo_control"
-    if text.kind == "captions" and not around:
+    if not around and recipe.task != "mask":
         assert recipe.task != "harivo" and recipe.task != "control" and recipe.task != "versvideo_control"
-        _multiple("text_encoder.width", text.width, text.heads, "text_encoder.heads")
-        key = text_width_key(recipe)
-        found = getattr(recipe.network, key)
-        if text.width != found:
-            raise RecipeError(f"network.{key}: found {found}, the text encoder has {text.width}")
+        _validate_text(recipe)
     last, steps = recipe.diffusion.last_time, schedule.noise_schedule().steps
     if last > steps:
         raise RecipeError(f"diffusion.last_time: found {last}, expected at most the schedule's {steps} times")

@@ -50,7 +50,7 @@ class Window:
 
 
 def autoregressive(
-    length: int, window: int, overlap: int, known: int = 0, *, loop: bool = False, exact: bool = False
+    length: int, window: int, overlap: int, known: int = 0, *, ending: int = 0, loop: bool = False, exact: bool = False
 ) -> list[Window]:
     """Windows one after the other, each given at least `overlap` latents of what is there.
 
@@ -59,34 +59,47 @@ def autoregressive(
         window: latents that are sampled at once; fewer where the video is shorter.
         overlap: latents that a window shares with what is there.
         known: latents at the start of the video that are there from the beginning.
+        ending: latents at its end that are; the last window is also given the first `overlap` of them.
         loop: the last window is also given the first `overlap` latents of the video, behind its end.
         exact: windows are given `overlap` latents and no more, as LVDM's models are trained, and the last one makes
-            latents behind the end; else the last one begins earlier and is given more. Loops are never exact.
+            latents behind the end; else the last one begins earlier and is given more. Those given latents at both ends
+            are never exact.
 
     Raises:
-        ValueError: the overlap is not below the window, the video is shorter than what is known, or a loop has no room
-            for windows that are given latents at both ends.
+        ValueError: the overlap is not below the window, the video is shorter than what is known, it both ends in given
+            latents and is a loop, or there is no room for a window that is given latents at both ends.
     """
-    _check(length, window, overlap, known)
-    room = window - 2 * overlap  # what the last window of a loop makes
-    if loop and (room < 1 or length <= window):
-        raise ValueError(
-            f"A loop of {length} latents in windows of {window} that share {overlap} cannot be closed: its last window "
-            f"is given {overlap} at both ends. Take an overlap below half of the window and more than {window} latents."
-        )
-    exact = exact and not loop
-    windows, end, stop = [], known, length - room if loop else length
+    _check(length, window, overlap, known, ending)
+    goal = length - ending
+    closed = known < goal and (loop or ending > 0)
+    if closed:
+        _check_closing(length, window, overlap, ending, loop)
+    exact = exact and not closed
+    windows, end, stop = [], known, goal - (window - 2 * overlap) if closed else goal
     while end < stop:
         first = max(0, end - overlap if exact else min(end - overlap, stop - window))
         size = window if exact else min(window, length)
-        places = tuple(range(first, first + size))
-        windows.append(Window(places, tuple(range(end - first))))
+        if ending and first + size >= goal:  # would leave nothing to the window that is given both ends
+            size = stop - first
+        windows.append(Window(tuple(range(first, first + size)), tuple(range(end - first))))
         end = first + size
-    if loop and end < length:
-        places = tuple(place % length for place in range(length + overlap - window, length + overlap))
-        given = tuple(position for position, place in enumerate(places) if place < end)
-        windows.append(Window(places, given))
+    if closed:
+        first = goal + overlap - window if loop else max(0, min(goal + overlap, length) - window)
+        places = tuple(place % length for place in range(first, first + min(window, length)))
+        windows.append(Window(places, _positions(places, {*range(end), *range(goal, length)})))
     return windows
+
+
+def _check_closing(length: int, window: int, overlap: int, ending: int, loop: bool) -> None:
+    if loop and ending:
+        raise ValueError("A video that leads to given latents at its end cannot also be a loop: choose one of both.")
+    if window <= 2 * overlap:
+        raise ValueError(
+            f"The last of windows of {window} latents that share {overlap} is given {overlap} at both ends, which "
+            f"leaves none to make: take an overlap of at most {max(1, (window - 1) // 2)} latents."
+        )
+    if loop and length <= window:
+        raise ValueError(f"A loop of {length} latents in windows of {window} cannot be closed: take more latents.")
 
 
 def hierarchical(length: int, window: int = 4, overlap: int = 1, between: int = 5, known: int = 0) -> list[Window]:
@@ -135,14 +148,30 @@ def _positions(places: tuple[int, ...], there: Collection[int]) -> tuple[int, ..
     return tuple(position for position, place in enumerate(places) if place in there)
 
 
-def _check(length: int, window: int, overlap: int, known: int) -> None:
+def _check(length: int, window: int, overlap: int, known: int, ending: int = 0) -> None:
     if not 1 <= overlap < window:
         raise ValueError(
             f"Found an overlap of {overlap} and windows of {window} latents: windows share at least one latent and "
             f"make at least one, take 1 to {window - 1}."
         )
-    if not 0 <= known <= length:
-        raise ValueError(f"Found {known} known latents in a video of {length}: make the video longer.")
+    if known < 0 or ending < 0 or known + ending > length:
+        raise ValueError(f"Found {known + ending} known latents in a video of {length}: make the video longer.")
+
+
+def standing(latents: Tensor, window: Window) -> Tensor:
+    """A guess of a window (B, C, T, H, W) from what is given: nothing moves, or one given latent turns into the next.
+
+    Sampling that starts from it at less than the highest noise keeps the places of things, which pictures of pure noise
+    and a given latent in as much noise do not say (FrameInit of arXiv 2402.04324 mixes such a guess into the noise).
+    """
+    guess, given = latents.clone(), window.given
+    for position in window.made:
+        before = [other for other in given if other < position]
+        after = [other for other in given if other > position]
+        first, last = (before[-1:] or after[:1])[0], (after[:1] or before[-1:])[0]
+        share = (position - first) / (last - first) if last > first else 0.0
+        guess[:, :, position] = torch.lerp(latents[:, :, first], latents[:, :, last], share)
+    return guess
 
 
 SampleWindow = Callable[[int, Window, Tensor], Tensor]

@@ -1,5 +1,7 @@
 """Extend Video: a video model goes on from frames that are there, window after window, by ComfyUI's noise masks.
 
+It goes on to the end, to a clip that follows, or to the beginning again.
+
 Shapes: B videos, C channels, T latents of a window, L of the video, H, W latent size.
 """
 
@@ -19,6 +21,7 @@ from .compat import model_management, sample, sampler_helpers
 from .fingerprint import fingerprint, model_fingerprint
 from .runs import Progress
 from .segments import Segments
+from .windows import walked
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ class Extension:
         overlap: frames of them that are there already.
         perturbation: share of the noise schedule, at its end, in which the given latents are free to fit the new ones.
         loop: the last frames lead to the first.
+        head_start: share of the noise schedule, at its start, that windows with given latents skip: they begin from
+            these standing still, in as much noise as is left then.
         seed: of the first window; every other one has the next.
     """
 
@@ -42,6 +47,20 @@ class Extension:
     perturbation: float
     loop: bool
     seed: int
+    head_start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is there of a video: latents (B, C, T, H, W) at its start and its end, each without any where none are."""
+
+    start: Tensor
+    end: Tensor
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Latents of both."""
+        return self.start.shape[2], self.end.shape[2]
 
 
 @dataclass(frozen=True)
@@ -61,60 +80,64 @@ def extend(
     guider: object,
     sampler: object,
     sigmas: Tensor,
-    latent: dict[str, object],
+    clips: tuple[dict[str, object], dict[str, object] | None],
     extension: Extension,
     script: Script,
     open_segments: Callable[[dict[str, str]], Segments] | None = None,
 ) -> dict[str, Tensor]:
-    """LATENT of the whole video (B, C, L, H, W), which begins with the given latents exactly as they are.
+    """LATENT of the whole video (B, C, L, H, W), which begins and ends with the given latents exactly as they are.
 
     Args:
         guider: ComfyUI's, with its model, texts and scale.
         sampler, sigmas: ComfyUI's.
-        latent: LATENT of the start; one of zeros has only a size.
+        clips: LATENTs of the start, where one of zeros has only a size, and of the end, if there is one.
         extension: the lengths.
         script: its texts replace the guider's positive one.
         open_segments: opens the finished windows that were made from inputs with these hashes; None keeps none.
 
     Raises:
-        ValueError: lengths that do not fit each other or the model, or a start that is no video of this model.
+        ValueError: lengths that do not fit each other or the model, or clips that are no videos of this model or do not
+            fit each other.
     """
     patcher = guider.model_patcher  # type: ignore[attr-defined]
-    start = _start(patcher, latent)
-    plan, length, known = _plan(patcher, start, extension)
+    ends = _ends(patcher, *clips)
+    plan, length = _plan(patcher, ends, extension)
     guider = _own_guider(guider, sigmas, extension.perturbation)
-    inputs = _inputs(guider, sampler, sigmas, start, extension, script)
+    inputs = _inputs(guider, sampler, sigmas, ends, extension, script)
     segments = open_segments(inputs) if open_segments else None
-    finished = segments.finished()[: len(plan)] if segments else []
     guiders = _guiders(guider, script, plan, patcher)
-    steps, progress = len(sigmas) - 1, Progress((len(sigmas) - 1) * len(plan))
+    later = _later(patcher, sigmas, extension.head_start)
 
-    def window_sample(number: int, window: Window, latents: Tensor) -> Tensor:
-        progress.reach(number * steps)
-        if number < len(finished):
-            return latents.index_copy(2, torch.tensor(window.made), finished[number]["samples"].to(latents))
+    def made(number: int, window: Window, latents: Tensor, progress: Progress) -> Tensor:
         seed = (extension.seed + number) % 2**64
         noise = sample.prepare_noise(latents, seed)
         callback = progress.after_step(patcher, window.made)
-        # ComfyUI knows by zeros that there is nothing to start from.
-        latents, mask = (latents, 1 - window.mask(latents)) if window.given else (torch.zeros_like(latents), None)
-        made = guiders[number].sample(  # type: ignore[attr-defined]
-            noise, latents, sampler, sigmas, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
+        levels, mask = sigmas, None
+        if window.given:
+            levels, mask = later, 1 - window.mask(latents)
+            latents = long_video.standing(latents, window) if extension.head_start else latents
+        else:
+            latents = torch.zeros_like(latents)  # by which ComfyUI knows that there is nothing to start from
+        return guiders[number].sample(  # type: ignore[attr-defined, no-any-return]
+            noise, latents, sampler, levels, denoise_mask=mask, callback=callback, disable_pbar=True, seed=seed
         )
-        made = made.to(latents)
-        if segments:
-            segments.add({"samples": made[:, :, list(window.made)]})
-        return made
 
-    video = _room(patcher, start, length, known)
-    for _ in long_video.walk(plan, video, window_sample):
-        pass
-    progress.reach(steps * len(plan))
-    return {"samples": video}
+    return {"samples": walked(plan, _room(patcher, ends, length), made, len(sigmas) - 1, segments)}
 
 
-def _start(patcher: object, latent: dict[str, object]) -> Tensor:
-    """Samples of the start, of the model's channels and size."""
+def _ends(patcher: object, start: dict[str, object], end: dict[str, object] | None) -> Ends:
+    first = _clip(patcher, "start", start)
+    last = first[:, :, :0] if end is None else _clip(patcher, "end", end)
+    if first[:, :, :0].shape != last[:, :, :0].shape:
+        raise ValueError(
+            f"The start clip is a latent of shape {tuple(first.shape)}, the end clip one of {tuple(last.shape)}: both "
+            "need the same number of videos, height and width."
+        )
+    return Ends(first if first.any() else first[:, :, :0], last)
+
+
+def _clip(patcher: object, name: str, latent: dict[str, object]) -> Tensor:
+    """Samples of a given clip, of the model's channels and size."""
     samples = latent["samples"]
     ratios = [latent.get(f"downscale_ratio_{kind}") for kind in ("spacial", "temporal")]
     samples = sample.fix_empty_latent_channels(patcher, samples, *ratios)
@@ -123,38 +146,55 @@ def _start(patcher: object, latent: dict[str, object]) -> Tensor:
         raise ValueError("This model makes images: Extend Video takes models whose latents have a time axis.")
     if samples.ndim != 5 or samples.shape[1] != latent_format.latent_channels:
         raise ValueError(
-            f"The start clip is a latent of shape {tuple(samples.shape)}, this model takes (videos, "
+            f"The {name} clip is a latent of shape {tuple(samples.shape)}, this model takes (videos, "
             f"{latent_format.latent_channels}, frames, height, width): encode the clip with the VAE that belongs to "
             "the model, or use Empty Video Latent (Weft) to start from nothing."
         )
     return samples.to(model_management.intermediate_device(), torch.float32)
 
 
-def _plan(patcher: object, start: Tensor, extension: Extension) -> tuple[list[Window], int, int]:
-    """Windows, and lengths in latents of the video and of what is known of it."""
+def _plan(patcher: object, ends: Ends, extension: Extension) -> tuple[list[Window], int]:
+    """Windows, and latents of the whole video."""
     latent_format = patcher.get_model_object("latent_format")  # type: ignore[attr-defined]
     length = lengths.latents_of(latent_format, "frames", extension.frames)
     window = lengths.latents_of(latent_format, "window", extension.window)
     overlap = lengths.shared_latents(latent_format, "overlap", extension.overlap)
-    known = start.shape[2] if start.any() else 0
+    known, ending = ends.lengths
     if overlap >= window or overlap < 1:
         factor = latent_format.temporal_downscale_ratio
         raise ValueError(
             f"overlap is {extension.overlap} frames, {overlap} latents, window {extension.window} frames, {window} "
             f"latents: take an overlap of {factor} to {(window - 1) * factor} frames."
         )
-    if known > length:
-        clip = lengths.frames_of(latent_format, known)
-        raise ValueError(f"frames is {extension.frames}, the start clip has {clip}: choose {clip} or more.")
-    return long_video.autoregressive(length, window, overlap, known, loop=extension.loop), length, known
+    if known + ending > length:
+        there = lengths.frames_of(latent_format, known + ending)
+        held = "the start clip has" if not ending else "the start and end clips have"
+        raise ValueError(f"frames is {extension.frames}, {held} {there}: choose {there} or more.")
+    plan = long_video.autoregressive(length, window, overlap, known, ending=ending, loop=extension.loop)
+    return plan, length
 
 
-def _room(patcher: object, start: Tensor, length: int, known: int) -> Tensor:
-    """The start, and behind it what becomes zero on the model's own scale, so that no offset shines through noise."""
+def _room(patcher: object, ends: Ends, length: int) -> Tensor:
+    """What is there, and between it what is zero on the model's own scale, so that no offset shines through noise."""
     inner = patcher.model  # type: ignore[attr-defined]
-    video = inner.process_latent_out(torch.zeros(*start.shape[:2], length, *start.shape[3:])).to(start)
-    video[:, :, :known] = start[:, :, :known]
-    return video
+    start, end = ends.start, ends.end
+    gap = length - sum(ends.lengths)
+    empty = inner.process_latent_out(torch.zeros(*start.shape[:2], gap, *start.shape[3:])).to(start)
+    return torch.cat([start, empty, end], dim=2)
+
+
+def _later(patcher: object, sigmas: Tensor, head_start: float) -> Tensor:
+    """Noise levels that are left after the head start."""
+    if not head_start:
+        return sigmas
+    first = float(patcher.get_model_object("model_sampling").percent_to_sigma(head_start))  # type: ignore[attr-defined]
+    left = sigmas[sigmas <= first]
+    if len(left) < 2:
+        raise ValueError(
+            f"head_start is {head_start:g}, after which none of the {len(sigmas) - 1} steps is left: take a smaller "
+            "one, or more steps."
+        )
+    return left
 
 
 def _own_guider(guider: object, sigmas: Tensor, perturbation: float) -> object:
@@ -214,7 +254,7 @@ def _guider_with(guider: object, clip: object, text: str) -> object:
 
 
 def _inputs(
-    guider: object, sampler: object, sigmas: Tensor, start: Tensor, extension: Extension, script: Script
+    guider: object, sampler: object, sigmas: Tensor, ends: Ends, extension: Extension, script: Script
 ) -> dict[str, str]:
     """Hashes of all that the windows are made from, but for what only the graph says of it."""
     numbers = {name: value for name, value in vars(guider).items() if isinstance(value, int | float | str)}
@@ -224,7 +264,8 @@ def _inputs(
         "guider": [type(guider), numbers, guider.original_conds],  # type: ignore[attr-defined]
         "sampler": kind,
         "sigmas": sigmas,
-        "start": start,
+        "start": ends.start,
+        "end": ends.end,
         "lengths": vars(extension),
         "script": [vars(line) for line in script.lines],
     }

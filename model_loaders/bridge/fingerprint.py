@@ -45,10 +45,10 @@ def _feed(digest: "hashlib._Hash", value: object) -> None:
         digest.update(f"object {module}.{named.__qualname__} ".encode())  # type: ignore[attr-defined]
 
 
-def graph_fingerprint(prompt: Mapping[str, dict] | None, node: str | None) -> str:
+def graph_fingerprint(prompt: Mapping[str, dict] | None, node: str | None, but: str | None = None) -> str:
     """Hash of all that a graph in API format has before a node: kinds, widgets and links, whatever the nodes' numbers.
 
-    What is no part of the queued graph, as in a loop, counts as nothing.
+    What is no part of the queued graph, as in a loop, counts as nothing; so does the input of the node called `but`.
     """
     known: dict[str, object] = {}
 
@@ -66,6 +66,9 @@ def graph_fingerprint(prompt: Mapping[str, dict] | None, node: str | None) -> st
             return [described(value[0]), value[1]]
         return value
 
+    entry = (prompt or {}).get(str(node), {})
+    inputs = {name: value for name, value in entry.get("inputs", {}).items() if name != but}
+    prompt = {**(prompt or {}), str(node): {**entry, "inputs": inputs}}
     return str(described(str(node)))
 
 

@@ -59,8 +59,13 @@ class Run:
         )
         return replace(self, positive=positive, negative=negative)
 
-    def __call__(self, noise: Tensor, progress: Progress, latent: Tensor | None = None) -> Tensor:
-        """Noise -> sample of its shape, through ComfyUI's guider; from `latent` where the walk starts later."""
+    def __call__(
+        self, noise: Tensor, progress: Progress, latent: Tensor | None = None, shown: Sequence[int] | None = None
+    ) -> Tensor:
+        """Noise -> sample of its shape, through ComfyUI's guider; from `latent` where the walk starts later.
+
+        Of the latents along time `shown` are in the preview.
+        """
         return sample.sample_custom(
             self.model,
             noise,
@@ -70,7 +75,7 @@ class Run:
             self.positive,
             self.negative,
             torch.zeros_like(noise) if latent is None else latent,
-            callback=progress.after_step(self.model),
+            callback=progress.after_step(self.model, shown),
             disable_pbar=True,
             seed=self.seed,
         )

@@ -1,4 +1,8 @@
-"""Parts of a long sampling on disk, written as they are made, so that the same sampling goes on after any end."""
+"""Parts of a long sampling on disk, written as they are made, so that the same sampling goes on after any end.
+
+A name has a folder, in which every sampling has one of its own, called after its inputs: samplings of the same name
+never touch each other's parts, and one goes on when its inputs are back.
+"""
 
 import hashlib
 import json
@@ -14,6 +18,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 VERSION = 1
+PARTIAL = ".partial"
 
 
 class Segments:
@@ -23,24 +28,20 @@ class Segments:
     ends, what the manifest names is whole.
     """
 
-    def __init__(self, folder: Path, inputs: Mapping[str, str]) -> None:
-        """Open a folder; parts that were made from other inputs are removed.
+    def __init__(self, named: Path, inputs: Mapping[str, str]) -> None:
+        """Open the sampling of these inputs.
 
         Args:
-            folder: made where there is none; belongs to one sampling at a time.
+            named: folder of a name; made where there is none.
             inputs: hash by name of everything that the parts depend on.
         """
-        self.folder, self.inputs = folder, dict(inputs)
-        self.files: list[dict[str, str]] = []
+        self.inputs = dict(inputs)
+        text = json.dumps(sorted(self.inputs.items()))
+        self.folder = named / hashlib.sha256(text.encode()).hexdigest()[:16]
         found = self._manifest()
+        self.files: list[dict[str, str]] = found["files"] if found else []
         if found is None:
-            return
-        changed = sorted(name for name in {*inputs, *found["inputs"]} if inputs.get(name) != found["inputs"].get(name))
-        if changed:
-            log.info("%s holds %d segments of other inputs (%s): starting anew.", folder, len(found["files"]), changed)
-            self._remove(found["files"])
-        else:
-            self.files = found["files"]
+            self._say_others(named)
 
     def finished(self) -> list[dict[str, Tensor]]:
         """The parts that are there, in their order; those from the first damaged one on are to be made again."""
@@ -87,15 +88,20 @@ class Segments:
         path = self.folder / MANIFEST
         if not path.is_file():
             return None
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            named = all(_is_own(file["name"]) and file["sha256"] for file in found["files"])
-            if found["version"] == VERSION and isinstance(found["inputs"], dict) and named:
-                return found
-        except (ValueError, KeyError, TypeError):
-            pass
-        log.warning("%s is not what was written: starting anew.", path)
-        return None
+        found = _read_manifest(path)
+        if found is None or found["inputs"] != self.inputs:
+            log.warning("%s is not what was written: starting anew.", path)
+            return None
+        return found
+
+    def _say_others(self, named: Path) -> None:
+        """Why a sampling that was expected to go on does not: what differs from those that are kept."""
+        for path in sorted(named.glob(f"*/{MANIFEST}")):
+            found = _read_manifest(path)
+            if found and path.parent != self.folder:
+                names = {*self.inputs, *found["inputs"]}
+                changed = sorted(name for name in names if self.inputs.get(name) != found["inputs"].get(name))
+                log.info("%s keeps %d segments of other inputs (%s).", path.parent, len(found["files"]), changed)
 
     def _read(self, file: dict[str, str]) -> dict[str, Tensor] | None:
         """None where it is missing or another one."""
@@ -110,6 +116,36 @@ class Segments:
             (self.folder / file["name"]).unlink(missing_ok=True)
 
 
+def clear(named: Path) -> tuple[int, int]:
+    """Remove all samplings of a name; the number of segments that were removed, and their bytes. Other files stay."""
+    count = size = 0
+    for folder in [path for path in named.glob("*") if path.is_dir()]:
+        for path in [*folder.iterdir()]:
+            if _is_own(path.name.removesuffix(PARTIAL)):
+                count, size = count + 1, size + path.stat().st_size
+                path.unlink()
+            elif path.name.removesuffix(PARTIAL) == MANIFEST:
+                path.unlink()
+        _remove_if_empty(folder)
+    _remove_if_empty(named)
+    return count, size
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _read_manifest(path: Path) -> dict | None:
+    """None where it is not one that was written by this module."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        named = all(_is_own(file["name"]) and file["sha256"] for file in found["files"])
+        return found if found["version"] == VERSION and isinstance(found["inputs"], dict) and named else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _is_own(name: str) -> bool:
     """A manifest that was edited must not make other files disappear."""
     return Path(name).name == name and name.startswith("segment_") and name.endswith(".safetensors")
@@ -117,7 +153,7 @@ def _is_own(name: str) -> bool:
 
 def _write(path: Path, content: bytes) -> None:
     """All or nothing."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with open(partial, "wb") as file:
             file.write(content)

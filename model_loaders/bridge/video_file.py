@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,26 +33,44 @@ def parts(length: int, size: int, overlap: int) -> list[tuple[int, int]]:
     return [(max(0, min(begin, length - size)), min(begin + size, length)) for begin in begins]
 
 
-def frames(vae: object, samples: Tensor, size: int, overlap: int) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class Parts:
+    """How latents are decoded: `size` at once, neighbours share `overlap`; a loop's end sees its start."""
+
+    size: int
+    overlap: int
+    loop: bool = False
+
+
+def frames(vae: object, samples: Tensor, cut: Parts) -> Iterator[Tensor]:
     """Decode latents (1, C, L, h, w) part by part; yields frames (T, H, W, 3) in 0..1 that follow each other.
 
     In what two parts share, the frames of the later one take over from those of the earlier. A causal VAE makes fewer
-    frames of the first latent of a part: those that are missing are the earlier part's.
+    frames of the first latent of a part: those that are missing are the earlier part's. Before the first part of a loop
+    comes the last one, which is decoded twice so that no more than a part is kept.
 
     Raises:
-        ValueError: the VAE is one of images, or the latents are none of videos; or as `parts` says.
+        ValueError: the VAE is one of images, or of a loop a causal one, or the latents are none of videos; or as
+            `parts` says.
     """
-    _check(vae, samples)
-    kept: Tensor | None = None  # frames of the last part that the next one shares
-    plan = parts(samples.shape[2], size, overlap)
-    for (begin, end), following in zip(plan, [*plan[1:], None], strict=True):
+    _check(vae, samples, cut)
+    beyond = cut.overlap if cut.loop else 0
+    samples = torch.cat([samples, samples[:, :, :beyond]], dim=2)
+    plan = parts(samples.shape[2], cut.size, cut.overlap)
+
+    def decoded(begin: int, end: int) -> Tensor:
         model_management.throw_exception_if_processing_interrupted()
-        decoded = vae.decode(samples[:, :, begin:end])[0]  # type: ignore[attr-defined]
+        return vae.decode(samples[:, :, begin:end])[0]  # type: ignore[attr-defined,no-any-return]
+
+    # Frames of the last part that the next one shares.
+    kept = decoded(*plan[-1])[-_count(vae, beyond) :].clone() if beyond else None
+    for (begin, end), following in zip(plan, [*plan[1:], None], strict=True):
+        part = decoded(begin, end)
         if kept is not None:
-            decoded = _joined(kept, decoded, _count(vae, end) - _count(vae, begin))
-        shared = 0 if following is None else _count(vae, end) - _count(vae, following[0])
-        yield decoded[: len(decoded) - shared]
-        kept = decoded[len(decoded) - shared :].clone()
+            part = _joined(kept, part, _count(vae, end) - _count(vae, begin))
+        shared = _count(vae, beyond) if following is None else _count(vae, end) - _count(vae, following[0])
+        yield part[: len(part) - shared]
+        kept = part[len(part) - shared :].clone()
 
 
 def _count(vae: object, latents: int) -> int:
@@ -70,7 +89,7 @@ def _joined(before: Tensor, after: Tensor, count: int) -> Tensor:
     return torch.cat([before[:missing], blended, after[fading:]])
 
 
-def _check(vae: object, samples: Tensor) -> None:
+def _check(vae: object, samples: Tensor, cut: Parts) -> None:
     if samples.ndim != 5:
         raise ValueError(
             f"Found a latent of shape {tuple(samples.shape)}, expected that of a video (1, channels, frames, height, "
@@ -82,6 +101,13 @@ def _check(vae: object, samples: Tensor) -> None:
         raise ValueError(
             f"Found {samples.shape[0]} videos, a file holds one: choose one with the core node Latent From Batch."
         )
+    if cut.loop and samples.shape[2] <= cut.overlap:
+        raise ValueError(
+            f"A loop of {samples.shape[2]} latents cannot share {cut.overlap} between its end and its start: take a "
+            "smaller overlap."
+        )
+    if cut.loop and _count(vae, 2) != 2 * _count(vae, 1):
+        raise ValueError("This VAE is causal, its first latent stands for fewer frames: switch loop off.")
 
 
 def write(path: Path, images: Iterator[Tensor], total: int, fps: float, metadata: Mapping[str, object]) -> None:
@@ -132,11 +158,9 @@ def _whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def save(
-    path: Path, vae: object, samples: Tensor, size: int, overlap: int, fps: float, metadata: Mapping[str, object]
-) -> None:
+def save(path: Path, vae: object, samples: Tensor, cut: Parts, fps: float, metadata: Mapping[str, object]) -> None:
     """Write a LATENT's samples as a video file; as `frames` and `write` say."""
-    write(path, frames(vae, samples, size, overlap), _count(vae, samples.shape[2]), fps, metadata)
+    write(path, frames(vae, samples, cut), _count(vae, samples.shape[2]), fps, metadata)
 
 
 def pixel_size(vae: object, samples: Tensor) -> tuple[int, int]:

@@ -134,6 +134,33 @@ def image_vae(comfy):
     return vae
 
 
+@pytest.fixture
+def tiny_networks(comfy: InProcess) -> Callable[[str], tuple]:
+    """Loads a tiny HiGen or ModelScope from a file of its weights alone; gives MODEL and the network."""
+    from safetensors.torch import save_file
+
+    from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
+
+    small = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_factors": (1,)}
+    small |= {"head_width": 8, "context_width": 24}
+    kinds = {
+        "higen": lambda: HiGenUNet(HiGenUNetConfig(**small, text_width=20, resampled_tokens=5)),
+        "modelscope": lambda: SpaceTimeUNet(SpaceTimeUNetConfig(**small)),
+    }
+
+    def load(kind: str) -> tuple:
+        torch.manual_seed(0)
+        with torch.inference_mode(False):
+            network = kinds[kind]().eval()
+            folder = comfy.base / "models" / "diffusion_models"
+            folder.mkdir(exist_ok=True)
+            save_file(network.state_dict(), folder / f"tiny_{kind}.safetensors")
+        model = comfy.run("WeftLoadDiffusionModel", model_name=f"tiny_{kind}.safetensors", dtype="fp32")[0]
+        return model, network
+
+    return load
+
+
 def core_model(kind, **config):
     """A small model of the core with random weights, in float32."""
     from comfy import supported_models
@@ -171,6 +198,12 @@ def cogvideo():
     return core_model("CogVideoX_T2V", image_model="cogvideox", **sizes), (1, 16, 5, 8, 8)
 
 
+def ltxv():
+    """Flow with a noise level for each latent, 5-D latents of 8 frames."""
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 32, "cross_attention_dim": 64, "caption_channels": 12}
+    return core_model("LTXV", image_model="ltxv", num_layers=1, **sizes), (1, 128, 5, 2, 2)
+
+
 def images():
     """Noise, frames in the batch."""
     return stable_diffusion(), (6, 4, 8, 8)
@@ -179,7 +212,7 @@ def images():
 @pytest.fixture
 def core_models(comfy: InProcess) -> dict[str, Callable[[], tuple]]:
     """Makers of small models of the core, each with the shape of a latent."""
-    return {"wan": wan, "cogvideo": cogvideo, "images": images}
+    return {"wan": wan, "cogvideo": cogvideo, "ltxv": ltxv, "images": images}
 
 
 class Interruption:

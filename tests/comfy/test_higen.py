@@ -9,28 +9,9 @@ from safetensors.torch import save_file
 
 
 @pytest.fixture
-def loaded(comfy):
+def loaded(tiny_networks):
     """Loads a tiny network from a file of its weights alone; gives MODEL and the network."""
-    from weft.kernels.networks.higen import HiGenUNet, HiGenUNetConfig, SpaceTimeUNet, SpaceTimeUNetConfig
-
-    small = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_factors": (1,)}
-    small |= {"head_width": 8, "context_width": 24}
-    kinds = {
-        "higen": lambda: HiGenUNet(HiGenUNetConfig(**small, text_width=20, resampled_tokens=5)),
-        "modelscope": lambda: SpaceTimeUNet(SpaceTimeUNetConfig(**small)),
-    }
-
-    def load(kind):
-        torch.manual_seed(0)
-        with torch.inference_mode(False):
-            network = kinds[kind]().eval()
-            folder = comfy.base / "models" / "diffusion_models"
-            folder.mkdir(exist_ok=True)
-            save_file(network.state_dict(), folder / f"tiny_{kind}.safetensors")
-        model = comfy.run("WeftLoadDiffusionModel", model_name=f"tiny_{kind}.safetensors", dtype="fp32")[0]
-        return model, network
-
-    return load
+    return tiny_networks
 
 
 @pytest.mark.parametrize(("kind", "width"), [("higen", 20), ("modelscope", 24)])

@@ -39,6 +39,17 @@ def test_joined_clips_have_a_caption_each():
     assert [clip.caption for clip in clips(graph)] == [clip.caption for clip in reversed(expected)]
 
 
+def test_a_video_that_leads_to_another_clip_has_three_captions():
+    graph = load("Join two clips")
+    prompts = next(node["inputs"]["prompts"] for node in graph.values() if node["class_type"] == "WeftExtendVideo")
+    expected = [
+        Clip(texts(graph)["Prompt of the first clip"], slice(0, 16)),
+        Clip(prompts.removeprefix("16: "), slice(16, 24)),
+        Clip(texts(graph)["Prompt of the second clip"], slice(24, 40)),
+    ]
+    assert clips(graph) == expected
+
+
 def test_what_cannot_be_followed_is_named():
     graph = load("LVDM text to video")
     graph["6"] = {"class_type": "ImageFlip", "inputs": {"image": ["5", 0]}}

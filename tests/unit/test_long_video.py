@@ -14,9 +14,9 @@ from weft.kernels.sampling.schedules import NoiseSchedule
 SCHEDULE = NoiseSchedule(0.0015, 0.0155)
 
 
-def replayed(plan, known=0):
+def replayed(plan, known=0, ending=()):
     """Places that are there in the end, after checking that every window is told exactly what is there."""
-    there = set(range(known))
+    there = {*range(known), *ending}
     for window in plan:
         assert window.given == tuple(at for at, place in enumerate(window.places) if place in there)
         assert window.made, "a window that makes nothing"
@@ -57,7 +57,7 @@ def test_the_last_window_begins_earlier_or_makes_more():
 def test_a_loop_is_closed_by_a_window_given_both_ends(length, window, overlap):
     for known in (0, 1, 4, length - 1):
         if length <= window:
-            with pytest.raises(ValueError, match=f"A loop of {length} latents in windows of {window}"):
+            with pytest.raises(ValueError, match=f"A loop of {length} latents in windows of {window} cannot"):
                 autoregressive(length, window, overlap, known, loop=True)
             continue
         plan = autoregressive(length, window, overlap, known, loop=True)
@@ -68,9 +68,35 @@ def test_a_loop_is_closed_by_a_window_given_both_ends(length, window, overlap):
         assert set(last.given) >= {*range(overlap), *ends} and last.made_places[-1] == length - 1
 
 
-def test_a_loop_needs_room_between_its_ends():
-    with pytest.raises(ValueError, match="an overlap below half of the window and more than 4 latents"):
-        autoregressive(16, 4, 2, loop=True)
+@pytest.mark.parametrize("length", range(2, 31))
+@pytest.mark.parametrize(("window", "overlap"), [(3, 1), (4, 1), (5, 2), (16, 4)])
+def test_two_clips_are_joined_by_a_window_given_both_ends(length, window, overlap):
+    for known, ending in itertools.product(range(length), range(1, length)):
+        if known + ending > length:
+            continue
+        plan = autoregressive(length, window, overlap, known, ending=ending)
+        goal = length - ending
+        assert replayed(plan, known, range(goal, length)) == set(range(length))
+        made = [place for entry in plan for place in entry.made_places]
+        assert sorted(made) == list(range(known, goal)), "every latent between them is made once"
+        assert all(len(entry.places) <= min(window, length) for entry in plan)
+        if made:
+            last = plan[-1]
+            seen = {last.places[position] for position in last.given}
+            assert seen >= set(range(goal, min(goal + overlap, length)))
+            assert last.made_places[-1] == goal - 1
+            begun = min(overlap, last.made_places[0])
+            assert seen >= set(range(last.made_places[0] - begun, last.made_places[0]))
+
+
+def test_what_cannot_be_closed():
+    for how in ({"loop": True}, {"ending": 3}):
+        with pytest.raises(ValueError, match="given 2 at both ends, which leaves none to make: .* at most 1 latents"):
+            autoregressive(16, 4, 2, **how)
+    with pytest.raises(ValueError, match="leads to given latents at its end cannot also be a loop"):
+        autoregressive(16, 4, 1, loop=True, ending=2)
+    with pytest.raises(ValueError, match="Found 17 known latents in a video of 16: make the video longer"):
+        autoregressive(16, 4, 1, 8, ending=9)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +156,13 @@ def test_walk_gives_every_window_what_is_there():
     assert video.isfinite().all() and video[0, 0, :2, 0, 0].tolist() == [10, 20]
     for place, value in made.items():
         assert (video[:, :, place] == value).all()
+
+
+def test_a_still_guess_holds_or_turns_what_is_given():
+    latents = torch.tensor([5.0, 1.0, 0.0, 0.0, 4.0, 0.0]).view(1, 1, 6, 1, 1).expand(2, 3, 6, 2, 2)
+    found = long_video.standing(latents, Window(tuple(range(6)), (1, 4)))
+    assert found.shape == latents.shape and torch.equal(found, found[:1, :1, :, :1, :1].expand_as(found))
+    assert found[0, 0, :, 0, 0].tolist() == [1, 1, 2, 3, 4, 4]
 
 
 @pytest.fixture(scope="module")

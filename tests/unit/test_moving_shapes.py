@@ -21,8 +21,6 @@ from weft.training.data.captions import (
 )
 from weft.training.data.moving_shapes import (
     HUES,
-    TRAVEL,
-    UNIT_STEPS,
     Clip,
     MovingShapes,
     MovingShapesConfig,
@@ -32,6 +30,7 @@ from weft.training.data.moving_shapes import (
     sample_spec,
     write_dataset,
 )
+from weft.training.data.paths import TRAVEL, UNIT_STEPS
 from weft.training.data.video_files import read_video, write_video
 
 CONFIG = MovingShapesConfig(seed=3)

@@ -28,26 +28,17 @@ from .captions import (
     single_object_specs,
     split_of,
 )
+from .paths import draw_paths, draw_turning_paths
 from .video_files import write_video
 
 HUES = {colour: index / len(COLOURS) for index, colour in enumerate(COLOURS)}
 BACKGROUND_LEVELS = {"dark": (0.05, 0.17), "grey": (0.42, 0.56), "light": (0.82, 0.95)}
-TRAVEL = {"slowly": (0.15, 0.21), "": (0.30, 0.38), "quickly": (0.50, 0.60)}
-"""Distance covered in one clip, as a fraction of the frame; the tracker puts its limits in the gaps."""
-ANY_TRAVEL = (0.04, 0.60)
-"""Distance covered where captions leave the speed open."""
-UNIT_STEPS = {"left to right": (1, 0), "right to left": (-1, 0), "top to bottom": (0, 1), "bottom to top": (0, -1)}
 RADIUS = (0.11, 0.15)
 """Size of an object, as a fraction of the frame."""
-REACH = 1.25
-"""Half the extent of the widest shape, in radii: what an object keeps away from the border."""
 MIDDLE = 0.08
 """Half the extent of the middle row and column of a picture, as a fraction of it."""
 NAMED_PLACES = 0.75
 """How often the row of an object is told in the caption of a picture, and how often its column."""
-CROSSING = 0.06
-"""How far from the middle of the frame, as a fraction of it, the middle of a path lies along its direction."""
-PATH_CANDIDATES = 64
 HUE_JITTER = 0.02
 SATURATION, VALUE = (0.85, 1.0), (0.8, 1.0)
 FADING_VALUE = (0.66, 0.70)
@@ -76,13 +67,26 @@ class MovingShapesConfig:
     styles: tuple[str, ...] = setting(
         ("flat",), doc="how objects are drawn, one per clip: flat, shaded (lit from above), underlit (dark above)"
     )
+    part: int = setting(
+        0, minimum=0, doc="frames after which objects turn, in long clips; 0: they go one way for the whole clip"
+    )
+    leaving: float = setting(
+        0.0, minimum=0, maximum=1, doc="share of parts in which an object leaves the frame, to come back in the next"
+    )
+    shade_change: bool = setting(
+        False, doc="whether an object's shade of its colour slowly turns into another one over the clip"
+    )
     count: int = setting(30_000, minimum=1, doc="clips in each split")
     seed: int = setting(0, minimum=0, doc="decides every clip together with its split and index")
 
     def __post_init__(self) -> None:
-        """Raises ValueError for styles that cannot be drawn."""
+        """Raises ValueError for styles that cannot be drawn, or parts that the frames are no multiple of."""
         if not self.styles or not set(self.styles) <= set(STYLES):
             raise ValueError(f"styles: found {list(self.styles)}, expected at least one of {', '.join(STYLES)}")
+        if self.part and (self.part < 2 or self.frames % self.part):
+            raise ValueError(f"part: found {self.part}, expected a divisor of frames = {self.frames} from 2, or 0")
+        if self.leaving and not self.part:
+            raise ValueError(f"leaving: found {self.leaving} with part = 0, expected 0: objects come back in a part")
 
 
 @dataclass(frozen=True)
@@ -97,13 +101,22 @@ class ObjectTrack:
 
 @dataclass(frozen=True)
 class Clip:
-    """A specification with its true per-frame parameters; later objects are in front; backgrounds (T, 3) in 0..1."""
+    """A specification with its true per-frame parameters; later objects are in front; backgrounds (T, 3) in 0..1.
+
+    A long clip has parts of equal length, in each of which objects go another way; `spec` is what the first one shows.
+    """
 
     spec: ClipSpec
     objects: tuple[ObjectTrack, ...]
     backgrounds: np.ndarray
     size: int
     style: str = "flat"
+    parts: tuple[ClipSpec, ...] = ()
+
+    def captions(self) -> list[tuple[int, str]]:
+        """Return what is shown from which frame on."""
+        parts = self.parts or (self.spec,)
+        return [(len(self.backgrounds) * index // len(parts), part.caption()) for index, part in enumerate(parts)]
 
 
 def sample_spec(rng: np.random.Generator, config: MovingShapesConfig, split: Split = "train") -> ClipSpec:
@@ -134,22 +147,31 @@ def sample_clip(rng: np.random.Generator, config: MovingShapesConfig, split: Spl
 def animate(spec: ClipSpec, rng: np.random.Generator, config: MovingShapesConfig) -> Clip:
     """Draw all that the caption leaves open: sizes, start positions, exact speeds and shades."""
     radii = rng.uniform(*RADIUS, len(spec.objects)) * config.size
-    centres = _draw_paths(spec, radii, rng, config)
+    ways: list[tuple[str, ...]] = []
+    if config.part:
+        centres, ways = draw_turning_paths(spec, radii, rng, config)
+    else:
+        centres = draw_paths(spec, radii, rng, config)
     brightness = np.exp(rng.uniform(0, config.fade) * _lag(config.frames)) if config.fade else _lag(1) + 1
-    values = FADING_VALUE if config.fade else VALUE
     objects = tuple(
         ObjectTrack(
             shape=shape.shape,
             centres=centres[index],
             radii=np.full(config.frames, radii[index]),
-            colours=np.tile(_draw_shade(shape.colour, values, rng), (config.frames, 1)) * brightness[:, None],
+            colours=_draw_shades(shape.colour, rng, config) * brightness[:, None],
         )
         for index, shape in enumerate(spec.objects)
     )
     background = np.full((config.frames, 3), rng.uniform(*BACKGROUND_LEVELS[spec.background]))
     # Drawn last, and only where there is a choice: clips of one style are the same whatever it is.
     style = config.styles[rng.integers(len(config.styles))] if len(config.styles) > 1 else config.styles[0]
-    return Clip(spec, objects, background, config.size, style)
+    return Clip(spec, objects, background, config.size, style, tuple(_going(spec, way) for way in ways))
+
+
+def _going(spec: ClipSpec, ways: tuple[str, ...]) -> ClipSpec:
+    """The same objects on other ways."""
+    objects = (replace(shape, direction=way) for shape, way in zip(spec.objects, ways, strict=True))
+    return replace(spec, objects=tuple(objects))
 
 
 def _lag(frames: int) -> np.ndarray:
@@ -157,38 +179,18 @@ def _lag(frames: int) -> np.ndarray:
     return np.linspace(-0.5, 0.5, frames) if frames > 1 else np.zeros(1)
 
 
+def _draw_shades(colour: str, rng: np.random.Generator, config: MovingShapesConfig) -> np.ndarray:
+    """Return the colour of an object in every frame (T, 3)."""
+    values = FADING_VALUE if config.fade else VALUE
+    shade = np.tile(_draw_shade(colour, values, rng), (config.frames, 1))
+    if not config.shade_change:
+        return shade
+    return shade + (_draw_shade(colour, values, rng) - shade) * np.linspace(0, 1, config.frames)[:, None]
+
+
 def _draw_shade(colour: str, values: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     hue = (HUES[colour] + rng.uniform(-HUE_JITTER, HUE_JITTER)) % 1.0
     return np.array(colorsys.hsv_to_rgb(hue, rng.uniform(*SATURATION), rng.uniform(*values)))
-
-
-def _draw_paths(spec: ClipSpec, radii: np.ndarray, rng: np.random.Generator, config: MovingShapesConfig) -> np.ndarray:
-    """Return straight paths (objects, T, 2) inside the frame, across its middle and anywhere beside it.
-
-    Of PATH_CANDIDATES draws this is the first in which two objects touch for at most an eighth of the clip, or else the
-    one in which they touch the least.
-    """
-    steps = np.array([UNIT_STEPS[shape.direction] for shape in spec.objects])[:, None]
-    limits = {**TRAVEL, "": ANY_TRAVEL} if config.unnamed_speeds else TRAVEL
-    travel = np.array([rng.uniform(*limits[shape.speed], PATH_CANDIDATES) for shape in spec.objects]) * config.size
-    displacement = steps * travel[..., None]
-    margin = REACH * radii[:, None, None]
-    lowest = margin + np.maximum(-displacement, 0)
-    highest = config.size - margin - np.maximum(displacement, 0)
-    middle = (config.size - displacement) / 2
-    along = steps != 0
-    lowest = np.where(along, np.maximum(lowest, middle - CROSSING * config.size), lowest)
-    highest = np.where(along, np.minimum(highest, middle + CROSSING * config.size), highest)
-    starts = rng.uniform(lowest, highest)
-    progress = np.linspace(0, 1, config.frames)[:, None]
-    if config.acceleration:
-        progress = progress - rng.uniform(-config.acceleration, config.acceleration) * progress * (1 - progress)
-    paths = starts[:, :, None] + displacement[:, :, None] * progress
-    if len(paths) == 1:
-        return paths[:, 0]
-    distance = np.linalg.norm(paths[0] - paths[1], axis=-1)
-    touching = (distance < REACH * radii.sum()).sum(axis=-1)
-    return paths[:, np.maximum(touching, config.frames // 8).argmin()]
 
 
 def picture_captions(clip: Clip, rng: np.random.Generator) -> list[str]:
@@ -341,5 +343,7 @@ def write_dataset(folder: Path, count: int, config: MovingShapesConfig, split: S
             clip = data.clip(index)
             file = f"{index:05d}.mp4"
             write_video(folder / file, render(clip), config.fps)
-            line = {"file": file, "caption": clip.spec.caption(), "spec": asdict(clip.spec)}
+            line: dict[str, object] = {"file": file, "caption": clip.spec.caption(), "spec": asdict(clip.spec)}
+            if clip.parts:
+                line["captions"] = clip.captions()
             lines.write(json.dumps(line) + "\n")

@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np
 
 from .captions import BACKGROUNDS, COLOURS, SHAPES, SPEEDS, ClipSpec, ShapeSpec, parse_caption
-from .moving_shapes import BACKGROUND_LEVELS, TRAVEL, UNIT_STEPS, coverage
+from .moving_shapes import BACKGROUND_LEVELS, coverage
+from .paths import TRAVEL, UNIT_STEPS
 
 BACKGROUND_SPREAD = 0.12
 """Half of all pixels must be this close to the background, else there is none (noise)."""
