@@ -295,13 +295,14 @@ def test_exported_file_is_the_trained_network(models, tmp_path):
     averaged = trainer.ema.networks[MOTION]
     assert checkpoint.family == "harivo" and component.config == averaged.config
     assert component.tensors.keys() == averaged.state_dict().keys()
-    assert all(torch.equal(component.tensors[name], value) for name, value in averaged.state_dict().items())
+    # As other exported files: half of the size.
+    assert all(torch.equal(component.tensors[name], value.half()) for name, value in averaged.state_dict().items())
     assert checkpoint.schedule == NoiseSchedule(0.00085, 0.012, spacing="even")
     said = checkpoint.metadata
     assert (said["fps"], said["resolution"], said["num_frames"]) == ("6", "32", "4")
     assert said["steps"] == '{"harivo": 2}' and '"moving_shapes"' in said["dataset"] and said["revision"]
     again = start(recipe_of(models, f"initialization.weights={out}"), tmp_path / "again", CPU).task
-    assert all(torch.equal(value, component.tensors[name]) for name, value in again.unet.state_dict().items())
+    assert all(torch.equal(value, component.tensors[name].float()) for name, value in again.unet.state_dict().items())
     assert (again.facts["scale"], again.facts["shift"]) == (0.7, 0.1)
     assert main(["export", str(run), str(models["autoencoder"]), "--out", str(out)]) == 2
 
