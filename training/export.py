@@ -168,7 +168,8 @@ def _export_alone(trained: list[Trained], out: Path, scores: Path | None) -> dic
     role, network = next((role, main.networks[role]) for role in (MOTION, CONTROL) if role in main.networks)
     if isinstance(recipe, HarivoRecipe):
         assert isinstance(network, MotionNetwork)
-        save_motion(out, network.half(), recipe.schedule.noise_schedule(), **encode_metadata({"fps": recipe.fps} | said))
+        halves, schedule = network.half(), recipe.schedule.noise_schedule()
+        save_motion(out, halves, schedule, **encode_metadata({"fps": recipe.fps} | said))
     else:
         assert isinstance(network, ControlNet)
         save_control_net(out, network, system="control", hint="canny", **to_table(recipe.hints), **said)
