@@ -33,6 +33,8 @@ def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
     kind, inputs = graph[key]["class_type"], graph[key]["inputs"]
     if kind in ("WeftEmptyVideoLatent", "WeftHiGenContent", "WeftHiGenContentFromVideo") and inputs["frames"]:
         return [("", inputs["frames"])]
+    if kind == "EmptyLatentImage":  # frames in the batch
+        return [("", inputs["batch_size"])]
     if kind == "WeftHiGenTemporalReasoning":
         return _shown(graph, inputs["content"][0])
     if kind == "LatentConcat" and inputs["dim"] == "t":

@@ -25,6 +25,11 @@ def test_text_to_video():
     assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, 16))]
 
 
+def test_frames_in_the_batch():
+    graph = load("HARIVO text to video")
+    assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, 8))]
+
+
 def test_the_last_sampler_says_what_a_changed_video_shows():
     graph = load("LVDM video to video")
     assert clips(graph) == [Clip(texts(graph)["What it becomes"], slice(0, 16))]
