@@ -46,7 +46,8 @@ def test_motion_module(name):
     expected = tensors["output_f64"].transpose(1, 2).flatten(0, 1).float()
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-4)
     table = next(tensor for key, tensor in tensors.items() if key.endswith(".pe"))[0]
-    torch.testing.assert_close(frame_positions(*table.shape, table), table, rtol=0, atol=1e-7)
+    # Processors differ by a bit in float32's exp, and so in the angle: by 2^-20 in angles of 16 to 32.
+    torch.testing.assert_close(frame_positions(*table.shape, table), table, rtol=0, atol=2**-19)
 
 
 def test_mapping_network():

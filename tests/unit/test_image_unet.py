@@ -33,6 +33,7 @@ SETTINGS = (
     f"autoencoder.path={HIGEN}",
     f'text_encoder={{kind = "given", path = "{HIGEN}"}}',
     "captions.places=0.0",
+    'teacher.path=""',
     "autoencoder.clips=6",
     "network.model_channels=32",
     "run.steps=2",
