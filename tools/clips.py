@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .console import Failure
 
-PASSED_ON = ("video", "image", "images", "pixels", "samples")
+PASSED_ON = ("video", "images", "pixels", "samples")
 """Inputs of the nodes that show the same clips in another form."""
 
 
@@ -50,6 +50,8 @@ def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
     if kind == "WeftShow1ExpertTranslation":
         caption = graph[inputs["positive"][0]]["inputs"]["text"]
         return [(caption, length) for _, length in _shown(graph, inputs["images"][0])]
+    if kind == "ImageScale":
+        return _shown(graph, inputs["image"][0])
     passed_on = [inputs[name] for name in PASSED_ON if name in inputs]
     if len(passed_on) != 1:
         raise Failure(f"node {key} ({kind}): what it does to the clips is not known here")
