@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,7 @@ def frames(vae: object, samples: Tensor, cut: Parts) -> Iterator[Tensor]:
         shared = _count(vae, beyond) if following is None else _count(vae, end) - _count(vae, following[0])
         yield part[: len(part) - shared]
         kept = part[len(part) - shared :].clone()
+        del part  # not beside the next one while that is decoded
 
 
 def _count(vae: object, latents: int) -> int:
@@ -132,12 +134,16 @@ def write(path: Path, images: Iterator[Tensor], total: int, fps: float, metadata
         for part in images:
             if not done:
                 stream.width, stream.height, stream.pix_fmt = *_size(part), "yuv420p"
-            for image in part:
-                levels = (image * 255).clamp(0, 255).byte().cpu().numpy()
+            for levels in map(_levels, part):
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(levels, format="rgb24")))
             done += len(part)
             progress.update_absolute(done)
+            del part
         container.mux(stream.encode(None))
+
+
+def _levels(image: Tensor) -> np.ndarray:
+    return (image * 255).clamp(0, 255).byte().cpu().numpy()
 
 
 def _size(part: Tensor) -> tuple[int, int]:
