@@ -24,14 +24,20 @@ def load_graph(folder: Path, name: str) -> Graph:
 
 
 def set_prompt(graph: Graph, prompt: str) -> None:
-    """Put the text into every prompt node that is not a negative one; the titles tell them apart."""
+    """Put the text into every prompt node that is not a negative one: by its title, or by what it is linked to."""
+    links = [(name, value[0]) for node in graph.values() for name, value in node["inputs"].items() if _is_link(value)]
+    negative = {key for name, key in links if name == "negative"} - {key for name, key in links if name == "positive"}
     titles = {key: node.get("_meta", {}).get("title", "").lower() for key, node in graph.items()}
     chosen = [key for key, title in titles.items() if "prompt" in title and "negative" not in title]
-    chosen = [key for key in chosen if isinstance(graph[key]["inputs"].get("text"), str)]
+    chosen = [key for key in chosen if isinstance(graph[key]["inputs"].get("text"), str) and key not in negative]
     if not chosen:
         raise Failure("this workflow has no prompt to change: no node with a text whose title contains 'Prompt'")
     for key in chosen:
         graph[key]["inputs"]["text"] = prompt
+
+
+def _is_link(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
 
 
 def set_seed(graph: Graph, seed: int | None) -> int:

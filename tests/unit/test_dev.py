@@ -329,6 +329,13 @@ def test_the_prompt_reaches_the_positive_node_only(graph: demo.Graph):
     assert [graph[key]["inputs"]["text"] for key in "12"] == ["a red circle", "bad"]
 
 
+def test_a_negative_prompt_is_known_by_its_link_too(graph: demo.Graph):
+    graph["2"]["_meta"] = {"title": "Empty prompt"}
+    graph["9"] = {"class_type": "KSampler", "inputs": {"positive": ["1", 0], "negative": ["2", 0]}}
+    demo.set_prompt(graph, "a red circle")
+    assert [graph[key]["inputs"]["text"] for key in "12"] == ["a red circle", "bad"]
+
+
 def test_a_workflow_without_prompt_is_refused(graph: demo.Graph):
     del graph["1"]
     with pytest.raises(Failure, match="no prompt to change"):
