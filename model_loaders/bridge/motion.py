@@ -288,6 +288,8 @@ class _Move:
                 x = _transformed(layer, x, context, options)
                 if "transformer_index" in options:
                     options["transformer_index"] += 1
+            elif self.joint_norms:
+                x = layer(x, emb)
             else:
                 x = map_images(layer, layer, x, emb, residual_values(x))
             place, index = options["block"]
@@ -296,12 +298,12 @@ class _Move:
         return run
 
 
-def _transformed(layer: nn.Module, x: Tensor, context: Tensor, options: Mapping[str, object]) -> Tensor:
+def _transformed(layer: nn.Module, x: Tensor, context: Tensor | None, options: Mapping[str, object]) -> Tensor:
     """The image model's transformer on rows, some at a time where nothing in it looks at all of them together."""
     patches = options.get("patches")
     assert isinstance(patches, Mapping)
     watched = options.get("patches_replace") or "optimized_attention_override" in options
-    if watched or any(kind not in _BETWEEN_LAYERS for kind in patches):
+    if context is None or watched or any(kind not in _BETWEEN_LAYERS for kind in patches):
         return layer(x, context, options)  # type: ignore[no-any-return]
     return map_images(layer, lambda part, text: layer(part, text, options), x, context, transformer_values(x))
 
