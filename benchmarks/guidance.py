@@ -33,8 +33,9 @@ _HARIVO_FRAMES = {"tiny": 8, "quarter": 24, "official": 24}
 _MATRIX = {"cpu": 2048, "cuda": 8192}
 HEADER = ("model", "latent", "guidance ms", "TFLOP", "step ms, at least", "share %, at most")
 LEGEND = (
-    "guidance: median time of the correction of one video (on a CPU: of the processor, all threads); TFLOP: of a step with guidance, both halves, without "
-    "mitigation; step: these at the device's rate for products of matrices, which no real step reaches."
+    "guidance: median time of the correction of one video (on a CPU: of the processor, all threads); TFLOP: of a step "
+    "with guidance, both halves, without mitigation; step: these at the device's rate for products of matrices, which "
+    "no real step reaches."
 )
 
 

@@ -124,11 +124,17 @@ class Ablation:
         return None
 
     def recipe(self, number: int, seed: int) -> HarivoRecipe:
-        """That of a variant: parts behind it are off, and steps in which frame tokens learn alone are added."""
+        """That of a variant: parts behind it are off, and steps in which frame tokens learn alone are added.
+
+        Where there are such steps the rate of learning stays level in all variants: a falling one would have fallen
+        before that variant sees its first clip.
+        """
         off = [change for part in PARTS[number + 1 :] for change in part.without]
         alone = 0 if "losses.tokens_first=0" in off else self.full.losses.tokens_first
         cache = self.full.autoencoder.cache or str(self.folder / "latents")
         table = copy.deepcopy(self.table)
+        if self.full.losses.tokens_first:
+            override(table, ["optimization.final_fraction=1.0"])
         override(table, [*off, f"run.steps={self.steps + alone}", f"seed={self.full.seed + seed}"])
         override(table, [f"autoencoder.cache={json.dumps(cache)}"])
         recipe = read_recipe(table, self.name)

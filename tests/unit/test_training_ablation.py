@@ -82,7 +82,12 @@ def test_each_variant_has_one_part_more(models, tmp_path):
     ]
     assert [(r.run.steps, r.losses.tokens_first) for r in recipes] == [(2, 0)] * 3 + [(3, 1)] * 2
     assert recipes[3] == recipes[4] and {r.seed for r in recipes} == {24}
+    assert {r.optimization.final_fraction for r in recipes} == {1.0}, "the recipe's would have fallen to 0.1 by then"
     assert {r.autoencoder.cache for r in recipes} == {str(tmp_path / "latents")}
+    without = recipe(models)
+    without["losses"].pop("tokens_first")
+    falling = Ablation(without, "tiny.toml", tmp_path, None, SAMPLING, CPU).recipe(4, 0)
+    assert (falling.run.steps, falling.optimization.final_fraction) == (3, 0.1)
     longer = Ablation(recipe(models), "tiny.toml", tmp_path, 7, SAMPLING, CPU)
     assert [longer.recipe(number, 0).run.steps for number in (0, 4)] == [7, 8]
 
