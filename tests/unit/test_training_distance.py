@@ -164,6 +164,7 @@ def test_the_shipped_network_sees_what_is_wrong_with_clips():
         "the other way": apart(distance.real_clips(left, range(1), 8, 64)),
         "all red": apart(distance.real_clips(red, range(1), 8, 64)),
     }
-    assert all(value > 3 * real for value in wrong.values()), (real, wrong)
-    assert wrong["more noise"] > 2 * wrong["noise"]
+    # Measured: 23 times and more.
+    assert all(value > 10 * real for value in wrong.values()), (real, wrong)
+    assert wrong["more noise"] > 1.2 * wrong["noise"]
     assert wrong["the other way"] == pytest.approx(wrong["backwards"], rel=0.2)
