@@ -53,6 +53,7 @@ CASES = (
         keys=_keys,
         inputs=_inputs,
         width=lambda size: SETTINGS[size].widths[0],
-        note="diffusers: UNetMotionModel with norms per frame; ours: the same image layers around our motion modules",
+        note="diffusers: UNetMotionModel with norms per frame; ours: the same image layers, on CPUs in parts as the "
+        "pack runs ComfyUI's, around our motion modules",
     ),
 )

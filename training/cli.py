@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from ..kernels.sampling.schedules import ddim_timesteps
 from ..model_loaders.errors import CheckpointError
+from .ablation import Ablation, Sampling
 from .build import resume, start
 from .config import RECIPES, override, read_recipe, read_table
 from .data.captions import Split
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_measuring(commands)
     _add_seams(commands)
+    _add_ablation(commands)
     return parser
 
 
@@ -134,6 +137,13 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     sample.add_argument("--caption", action="append", help="instead of held-out captions; may be repeated")
     sample.add_argument("--steps", type=_ddim_steps, default=50, help="DDIM steps (default: %(default)s)")
     sample.add_argument("--guidance", type=float, default=3.0, help="default: %(default)s")
+    sample.add_argument(
+        "--mitigate",
+        type=_strength,
+        default=0.0,
+        metavar="ALPHA",
+        help="draw frames towards each other (HARIVO's mitigating gradient), per element; the paper's is 40, 0: off",
+    )
     sample.add_argument("--seed", type=_seed, default=0)
     _add_device(sample)
     sample.set_defaults(command=_sample)
@@ -151,6 +161,34 @@ def _add_seams(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     seams.set_defaults(command=_seams)
 
 
+def _add_ablation(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ablation = commands.add_parser(
+        "ablation",
+        help="train HARIVO with one part after the other switched on, and measure the videos of each",
+        description="What is finished in --out is not made again: the same command goes on with an interrupted one.",
+    )
+    ablation.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="with all parts on")
+    ablation.add_argument("--out", type=Path, required=True, metavar="DIR", help="for runs, videos and ablation.md")
+    ablation.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
+    ablation.add_argument(
+        "--steps",
+        type=_count,
+        metavar="N",
+        help="of every variant on clips; those in which frame tokens learn alone come before (default: the recipe's)",
+    )
+    ablation.add_argument("--seeds", type=_count, default=3, metavar="N", help="default: %(default)s")
+    ablation.add_argument(
+        "--count", type=_count, default=64, metavar="N", help="held-out captions (default: %(default)s)"
+    )
+    ablation.add_argument("--ddim-steps", type=_ddim_steps, default=25, metavar="N", help="default: %(default)s")
+    ablation.add_argument("--guidance", type=float, default=2.5, help="default: %(default)s")
+    ablation.add_argument(
+        "--mitigate", type=_strength, default=2.0, metavar="ALPHA", help="of the last variant (default: %(default)s)"
+    )
+    _add_device(ablation)
+    ablation.set_defaults(command=_ablate)
+
+
 def _add_device(command: argparse.ArgumentParser) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--device", type=_device, default=device, help="default: %(default)s")
@@ -166,6 +204,16 @@ def _seed(text: str) -> int:
     if not text.isdigit() or int(text) > LARGEST_SEED:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 0 to {LARGEST_SEED}")
     return int(text)
+
+
+def _strength(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number from 0")
+    return value
 
 
 def _ddim_steps(text: str) -> int:
@@ -266,6 +314,21 @@ def _seams(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ablate(options: argparse.Namespace) -> int:
+    table = read_table(options.recipe)
+    override(table, options.set)
+    sampling = Sampling(
+        count=options.count, steps=options.ddim_steps, guidance=options.guidance, alpha=options.mitigate
+    )
+    ablation = Ablation(table, options.recipe.name, options.out, options.steps, sampling, options.device)
+    ended_by = ablation.run(options.seeds)
+    if ended_by is not None:
+        print(f"{signal.Signals(ended_by).name}; the same command goes on from here")
+        return 128 + ended_by
+    print((options.out / "ablation.md").read_text(encoding="utf-8"), end="")
+    return 0
+
+
 def _sample(options: argparse.Namespace) -> int:
     sampler, captions = _sampler(options)
     write_samples(sampler, captions, options.out, options.steps, options.guidance, options.seed)
@@ -280,7 +343,9 @@ def _sampler(options: argparse.Namespace) -> tuple[MakesVideos, list[str]]:
     if not opens(sources[0]):
         if len(sources) > 1:
             raise InputError(f"found {len(sources)} runs, expected one, or neighbouring stages of Show-1")
-        return Sampler(sources[0], options.device), captions
+        return Sampler(sources[0], options.device, options.mitigate), captions
+    if options.mitigate:
+        raise InputError(f"--mitigate {options.mitigate:g}: stages of Show-1 are sampled without it")
     cascade = CascadeSampler(sources, options.device)
     given = cascade.captions(options.count)
     if given and options.caption:

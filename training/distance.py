@@ -49,6 +49,8 @@ class FrechetMeter:
         self.network = built
         self.name = f"{network.name} {hashlib.sha256(network.read_bytes()).hexdigest()[:12]}"
         self.reference = _videos(reference) if reference else None
+        self._drawn: tuple[object, Tensor] | None = None
+        """What clips were drawn for, and their features: sets of videos often have the same captions."""
 
     def measure(self, folder: Path, captions: Mapping[str, str]) -> dict[str, float | str]:
         """The distance of captioned videos: `frechet`, and to how many clips.
@@ -63,15 +65,8 @@ class FrechetMeter:
             if length != frames:
                 raise InputError(f"{self.reference[0]}: {length} frames, the videos of {folder} have {frames}")
             return self._table(found, reference)
-        texts, size = [captions[name] for name in names], self.network.config.size
-        rounds = -(-REAL_CLIPS // len(texts))
-        drawn = tqdm(
-            real_clips(texts, range(rounds + 1), frames, size),
-            desc="drawing clips",
-            total=(rounds + 1) * len(texts),
-            dynamic_ncols=True,
-        )
-        real, reference = self._features(drawn).tensor_split([len(texts)])
+        texts = [captions[name] for name in names]
+        real, reference = self._real(texts, frames).tensor_split([len(texts)])
         return {**self._table(found, reference), "frechet_real": _distance(real, reference)}
 
     def _table(self, found: Tensor, reference: Tensor) -> dict[str, float | str]:
@@ -88,6 +83,21 @@ class FrechetMeter:
             "frechet_clips": len(reference),
             "frechet_network": self.name,
         }
+
+    def _real(self, texts: list[str], frames: int) -> Tensor:
+        """Features of clips drawn from captions, in rounds of one of each."""
+        if self._drawn is not None and self._drawn[0] == (texts, frames):
+            return self._drawn[1]
+        rounds = -(-REAL_CLIPS // len(texts))
+        drawn = tqdm(
+            real_clips(texts, range(rounds + 1), frames, self.network.config.size),
+            desc="drawing clips",
+            total=(rounds + 1) * len(texts),
+            dynamic_ncols=True,
+        )
+        features = self._features(drawn)
+        self._drawn = (texts, frames), features
+        return features
 
     def _read(self, paths: list[Path]) -> tuple[Tensor, int]:
         """Features (N, D) of videos, and T, which is that of all of them."""

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ..kernels.networks.caption_encoder import CaptionEncoder, tokenize
 from ..kernels.networks.harivo import MotionNetwork
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
+from ..kernels.sampling.mitigating_gradient import mitigated
 from ..kernels.sampling.schedules import ddim_sigmas, ddim_step, ddim_timesteps, denoised_of
 from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
 from ..model_loaders.harivo import MOTION
@@ -32,9 +33,13 @@ BATCH = 16
 
 
 class Sampler:
-    """The networks of a finished run, ready to make videos, of one frame by image models."""
+    """The networks of a finished run, ready to make videos, of one frame by image models.
 
-    def __init__(self, source: Path, device: torch.device) -> None:
+    With `alpha`, frames are drawn towards each other at every step (mitigating gradient, HARIVO), per element: as
+    strongly at any latent size as at the paper's.
+    """
+
+    def __init__(self, source: Path, device: torch.device, alpha: float = 0.0) -> None:
         trained = Trained(source)
         if not isinstance(trained.recipe, TextToVideoRecipe | VersVideoRecipe | ImageRecipe | HarivoRecipe):
             raise InputError(
@@ -45,7 +50,7 @@ class Sampler:
         if "vae" not in trained.networks or "text_encoder" not in trained.networks:
             raise InputError(f"{source}: its autoencoder or text encoder is not its own; sample with ComfyUI")
         self.recipe: DiffusionRecipe = trained.recipe
-        self.device = device
+        self.device, self.alpha = device, alpha
         self.scale, self.shift = trained.facts["scale"], trained.facts["shift"]
         networks = {role: network.to(device) for role, network in trained.networks.items()}
         self.unet = networks["diffusion_model"]
@@ -73,6 +78,7 @@ class Sampler:
             with_text, without = self.unet(scaled, times, context).chunk(2)
             guided = without + guidance * (with_text - without)
             denoised = denoised_of(self.schedule, x, sigma, guided)
+            denoised = mitigated(denoised.transpose(1, 2), self.alpha, sigma, per_element=True).transpose(1, 2)
             x = ddim_step(x, denoised, sigmas[index], sigmas[index + 1], 0.0, torch.zeros_like(x))
         # Back from the scale of the sampler to that of the latents: the last level is abar[0], not zero.
         z = x / (1 + sigmas[-1] ** 2).sqrt().float()

@@ -3,13 +3,16 @@
 Shapes: B videos, F frames, C channels, H, W latent size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from diffusers import UNetMotionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from torch import Tensor, nn
 
+from ...kernels.layers.chunking import map_images, residual_values, transformer_values
 from ...kernels.layers.embeddings import frame_positions
 from ...kernels.layers.resnet import Step
 from ...kernels.networks.harivo import motion_module
@@ -59,7 +62,7 @@ class UNet(UNetMotionModel):
 
 
 class UNetWithOurs(UNet):
-    """The same image layers around our motion modules."""
+    """The same image layers, called as HARIVO Apply calls ComfyUI's, around our motion modules."""
 
     def __init__(self, settings: ImageSettings) -> None:
         super().__init__(settings)
@@ -67,6 +70,28 @@ class UNetWithOurs(UNet):
             block.motion_modules = nn.ModuleList(
                 _Called(module.proj_out.out_features, settings.heads) for module in block.motion_modules
             )
+        for layer in self.modules():
+            if isinstance(layer, ResnetBlock2D):
+                layer.forward = _residual_in_parts(layer, layer.forward)  # type: ignore[method-assign]
+            elif isinstance(layer, Transformer2DModel):
+                layer.forward = _transformer_in_parts(layer, layer.forward)  # type: ignore[method-assign]
+
+
+def _residual_in_parts(layer: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(input_tensor: Tensor, temb: Tensor) -> Tensor:
+        return map_images(layer, forward, input_tensor, temb, residual_values(input_tensor))
+
+    return run
+
+
+def _transformer_in_parts(layer: nn.Module, forward: Callable[..., tuple[Tensor]]) -> Callable[..., tuple[Tensor]]:
+    def run(hidden_states: Tensor, encoder_hidden_states: Tensor, **options: object) -> tuple[Tensor]:
+        def part(images: Tensor, texts: Tensor) -> Tensor:
+            return forward(images, encoder_hidden_states=texts, **options)[0]
+
+        return (map_images(layer, part, hidden_states, encoder_hidden_states, transformer_values(hidden_states)),)
+
+    return run
 
 
 class _Called(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _BUDGET_BYTES = {"cpu": 6 << 20, "cuda": 96 << 20}
 _OTHER_BYTES = 96 << 20
@@ -49,7 +49,9 @@ def add_residual(x: Tensor, function: Callable[[Tensor], Tensor], dim: int, widt
     return x
 
 
-def map_frames(function: Callable[[Tensor, Tensor], Tensor], frames: Tensor, rows: Tensor, width: int) -> Tensor:
+def map_frames(
+    function: Callable[[Tensor, Tensor], Tensor], frames: Tensor, rows: Tensor, width: int, fewest: int = 1
+) -> Tensor:
     """function(frames, rows) for a function that treats frames, each with its row, independently.
 
     Args:
@@ -57,12 +59,13 @@ def map_frames(function: Callable[[Tensor, Tensor], Tensor], frames: Tensor, row
         frames: (N, C, H, W).
         rows: (N, E).
         width: values of temporary memory that the function needs for one frame.
+        fewest: frames that are processed together at least.
 
     Returns:
         (N, C', H', W') in channels-last memory.
     """
-    count = chunk_size(len(frames), width, frames)
-    if torch.is_grad_enabled() or count == len(frames):
+    count = max(fewest, chunk_size(len(frames), width, frames))
+    if torch.is_grad_enabled() or count >= len(frames):
         return function(frames, rows)
     first = function(frames[:count], rows[:count])
     size = (len(frames), *first.shape[1:])
@@ -72,3 +75,38 @@ def map_frames(function: Callable[[Tensor, Tensor], Tensor], frames: Tensor, row
         end = start + count
         out[start:end] = function(frames[start:end], rows[start:end])
     return out
+
+
+def map_images(
+    layer: nn.Module, function: Callable[[Tensor, Tensor], Tensor], images: Tensor, rows: Tensor, width: int
+) -> Tensor:
+    """function(images, rows) for a layer of an image model, which takes each image, with its row, by itself.
+
+    Layers that were made for one image at a time take a whole clip here, which is where most memory goes. On CPUs parts
+    are quicker too, as long as the layer's weights, which are read again for each, are smaller than they are. GPUs take
+    whole clips: those that have little memory would have to be sent the weights for each part.
+
+    Args:
+        layer: whose weights the function reads.
+        function: maps images and their rows to images of any one size.
+        images: (N, C, H, W).
+        rows: (N, ...), or one for all images.
+        width: values of temporary memory that the function needs for one image.
+    """
+    if images.device.type != "cpu" or len(rows) != len(images):
+        return function(images, rows)
+    weights = sum(weight.nbytes for weight in layer.parameters())
+    return map_frames(function, images, rows, width, max(1, weights // (width * images.element_size())))
+
+
+def transformer_values(images: Tensor) -> int:
+    """Values of temporary memory for an image (N, C, H, W) in a transformer with a feed-forward layer of four times C.
+
+    Twice four times C and their product, beside the tokens and what is added to them.
+    """
+    return 16 * images[0].numel()
+
+
+def residual_values(images: Tensor) -> int:
+    """The same in a residual block: norms, activations and convolutions, of more channels where it has a new width."""
+    return 6 * images[0].numel()

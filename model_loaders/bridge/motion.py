@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ...kernels.layers.chunking import map_images, residual_values, transformer_values
 from ...kernels.networks.harivo import MotionConfig, MotionNetwork
 from ...kernels.sampling.schedules import NoiseSchedule
 from ..checkpoint import Checkpoint, read
@@ -35,6 +36,15 @@ log = logging.getLogger(__name__)
 _KEY = "weft_motion"
 _FRAMES = "weft_motion_frames"
 _NETWORK = "weft_motion_network"
+_BETWEEN_LAYERS = {
+    "emb_patch",
+    "forward_timestep_embed_patch",
+    "input_block_patch",
+    "input_block_patch_after_skip",
+    "middle_block_after_patch",
+    "output_block_patch",
+}
+"""Patches that do not reach into transformers; others, such as IP-Adapter's, want all rows of a call at once."""
 
 
 @dataclass(frozen=True)
@@ -275,15 +285,27 @@ class _Move:
             if other is not None:
                 x = other(layer, x, emb, context, options, *rest)
             elif transformer:
-                x = layer(x, context, options)
+                x = _transformed(layer, x, context, options)
                 if "transformer_index" in options:
                     options["transformer_index"] += 1
-            else:
+            elif self.joint_norms:
                 x = layer(x, emb)
+            else:
+                x = map_images(layer, layer, x, emb, residual_values(x))
             place, index = options["block"]
             return network.move(x, place, index, frames) if self.blocks[place, index] == transformer else x
 
         return run
+
+
+def _transformed(layer: nn.Module, x: Tensor, context: Tensor | None, options: Mapping[str, object]) -> Tensor:
+    """The image model's transformer on rows, some at a time where nothing in it looks at all of them together."""
+    patches = options.get("patches")
+    assert isinstance(patches, Mapping)
+    watched = options.get("patches_replace") or "optimized_attention_override" in options
+    if context is None or watched or any(kind not in _BETWEEN_LAYERS for kind in patches):
+        return layer(x, context, options)  # type: ignore[no-any-return]
+    return map_images(layer, lambda part, text: layer(part, text, options), x, context, transformer_values(x))
 
 
 def _mapped(network: MotionNetwork, x: Tensor, frames: int) -> Tensor:

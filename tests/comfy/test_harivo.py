@@ -109,6 +109,40 @@ def test_modules_act_where_they_were_trained(comfy, core_models, motion, run, mi
     assert (found - run(model)).abs().max() > 0.1
 
 
+def test_image_layers_in_parts(comfy, core_models, motion, run, monkeypatch):
+    """One row at a time gives what all at once give; patches inside transformers still see all rows of a call."""
+    from weft.kernels.layers.chunking import map_frames
+
+    bridge, parts, seen = comfy.ours("model_loaders.bridge.motion"), [], []
+
+    def one_by_one(layer, function, images, rows, width):
+        def counted(part, row):
+            parts.append((type(layer).__name__, len(part)))
+            return function(part, row)
+
+        whole = function(images, rows)
+        # Layer by layer: at 8 x 8, norms of two values each make much of a last digit.
+        found = map_frames(counted, images, rows, 1 << 40)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+        return whole
+
+    def watch(output, options):
+        seen.append(len(output))
+        return output
+
+    model, _ = core_models["images"]()
+    patched = applied(comfy, model, motion("mapping", "tokens")[0], schedule="of the image model")
+    whole = run(patched)
+    monkeypatch.setattr(bridge, "map_images", one_by_one)
+    assert torch.equal(run(patched), whole)
+    assert {kind for kind, _ in parts} == {"ResBlock", "SpatialTransformer"} and {rows for _, rows in parts} == {1}
+    parts.clear()
+    watched = patched.clone()
+    watched.set_model_attn2_output_patch(watch)
+    assert torch.equal(run(watched), whole)
+    assert {kind for kind, _ in parts} == {"ResBlock"} and min(seen) >= FRAMES
+
+
 def test_the_image_model_is_left_as_it_was(comfy, core_models, motion, run):
     model, _ = core_models["images"]()
     names = set(model.model.state_dict())

@@ -10,7 +10,7 @@ from weft.kernels.fused import group_norm as module
 from weft.kernels.fused.group_norm import group_norm, group_norm_plain
 from weft.kernels.fused.temporal_attention import temporal_attention
 from weft.kernels.layers import chunking
-from weft.kernels.layers.chunking import add_residual, chunk_size
+from weft.kernels.layers.chunking import add_residual, chunk_size, map_images
 from weft.kernels.layers.temporal import PixelNorm, RelativePositions, TemporalAttention
 
 LAST = torch.channels_last
@@ -207,3 +207,27 @@ class TestChunks:
         assert torch.equal(x.detach(), before) and torch.equal(out.detach(), before + before.square())
         out.sum().backward()
         torch.testing.assert_close(x.grad, 1 + 2 * before)
+
+
+@torch.no_grad()
+def test_image_layers_are_called_in_parts_that_pay():
+    """As many images together as fit 6 MB, or have the size of the layer's weights; all where a row is shared."""
+    images, rows, sizes = torch.randn(6, 4, 8, 8), torch.randn(6, 3), []
+
+    def function(part: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(part))
+        return part * row.mean(dim=1)[:, None, None, None]
+
+    for width, weights, expected in (
+        (1 << 19, 8, [3, 3]),
+        (1 << 21, 8, [1] * 6),
+        (1 << 21, 1 << 22, [2, 2, 2]),
+        (1 << 21, 1 << 24, [6]),
+    ):
+        sizes.clear()
+        layer = torch.nn.Linear(weights, 1, bias=False, device="meta")
+        found = map_images(layer, function, images, rows, width)
+        assert torch.equal(found, function(images, rows)) and sizes == [*expected, 6]
+    sizes.clear()
+    map_images(layer, function, images, rows[:1], 1 << 21)
+    assert sizes == [6]

@@ -1,13 +1,16 @@
 """`evaluate --frechet`: the distance of a folder's videos to real clips, and what it refuses."""
 
+import itertools
 import json
 import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from weft.kernels.analysis.frechet import frechet_distance
 from weft.kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from weft.kernels.sampling.schedules import NoiseSchedule
 from weft.model_loaders.bundle import save_bundle
@@ -131,3 +134,37 @@ def test_options_that_cannot_work_are_named(folder, network, tmp_path, capsys):
     errors = refused(folder, capsys, "--frechet", network, "--reference", tmp_path / "empty")
     assert "empty: no videos to compare with" in errors
     assert "--reference: found it without --frechet" in refused(folder, capsys, "--reference", tmp_path / "empty")
+
+
+def test_the_shipped_network_sees_what_is_wrong_with_clips():
+    """Far above the distance of as many other clips of the same captions, which is not zero for so few of them."""
+    meter, count = distance.FrechetMeter(), 40
+    things = itertools.product(("red", "green", "blue", "yellow", "cyan"), ("circle", "square"), ("dark", "grey"))
+    right = 2 * [
+        f"a {colour} {shape} moves left to right over a {ground} background" for colour, shape, ground in things
+    ]
+    left = [text.replace("left to right", "right to left") for text in right]
+    red = ["a red" + text[text.index(" ", 2) :] for text in right]
+    clips = list(distance.real_clips(right, range(3), 8, 64))
+    own, reference, random = clips[:count], meter._features(clips[count:]), np.random.default_rng(0)
+
+    def apart(videos) -> float:
+        return frechet_distance(meter._features(videos), reference)
+
+    def noisy(spread: float) -> list[np.ndarray]:
+        return [(clip + random.normal(0, spread, clip.shape)).clip(0, 255).astype(np.uint8) for clip in own]
+
+    real = apart(own)
+    wrong = {
+        "noise": apart(noisy(24)),
+        "more noise": apart(noisy(64)),
+        "frames in any order": apart([clip[random.permutation(8)] for clip in own]),
+        "nothing moves": apart([clip[:1].repeat(8, axis=0) for clip in own]),
+        "backwards": apart([clip[::-1].copy() for clip in own]),
+        "the other way": apart(distance.real_clips(left, range(1), 8, 64)),
+        "all red": apart(distance.real_clips(red, range(1), 8, 64)),
+    }
+    # Measured: 23 times and more.
+    assert all(value > 10 * real for value in wrong.values()), (real, wrong)
+    assert wrong["more noise"] > 1.2 * wrong["noise"]
+    assert wrong["the other way"] == pytest.approx(wrong["backwards"], rel=0.2)
