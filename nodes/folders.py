@@ -8,6 +8,8 @@ import folder_paths
 OWN = "weft"
 MOTION = "animatediff_models"
 """Where other packs keep motion modules too."""
+SHARED = ("loras", "controlnet")
+"""Folders of the core; ours of the same names, inside the models that come with the pack, are one more of each."""
 EMBEDDED = Path(__file__).resolve().parent.parent / "demo_models"
 
 
@@ -18,11 +20,14 @@ def register() -> None:
     extensions = set(folder_paths.supported_pt_extensions)
     folder_paths.folder_names_and_paths[OWN] = (list(dict.fromkeys(paths)), extensions)
     folder_paths.add_model_folder_path(MOTION, os.path.join(folder_paths.models_dir, MOTION))
+    for folder in SHARED:
+        folder_paths.add_model_folder_path(folder, str(EMBEDDED / folder))
 
 
 def choices(folder: str) -> list[str]:
     """File names in the pack's own folders and in one of ComfyUI's, and pipelines, without repetition."""
-    names = [*folder_paths.get_filename_list(OWN), *folder_paths.get_filename_list(folder)]
+    own = [name for name in folder_paths.get_filename_list(OWN) if Path(name).parts[0] not in SHARED]
+    names = [*own, *folder_paths.get_filename_list(folder)]
     return list(dict.fromkeys([*names, *pipelines()]))
 
 

@@ -128,6 +128,4 @@ class ControlNetOnFrames(io.ComfyNode):
         return io.NodeOutput(control_on_frames(control_net, frames, video_frames))
 
 
-NODES = [LoadMotion, HarivoApply]
-# Not offered yet: a node becomes part of the pack (`NODES`) with a workflow that runs it.
-HELD_BACK = [ControlNetOnFrames]
+NODES = [LoadMotion, HarivoApply, ControlNetOnFrames]

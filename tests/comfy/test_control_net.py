@@ -137,14 +137,7 @@ def test_hints_change_the_picture_and_strength_says_how_much(sample, control_net
     assert torch.equal(sample(), free)
 
 
-@pytest.fixture
-def held_back(comfy, monkeypatch):
-    """Nodes that are not offered yet."""
-    for node in comfy.ours("nodes.harivo").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
-def test_chosen_frames_alone_are_hinted(comfy, sample, control_net, hints, held_back):
+def test_chosen_frames_alone_are_hinted(comfy, sample, control_net, hints):
     free, full = sample(), sample(control_net, hints)
     some = comfy.run("WeftControlNetOnFrames", control_net=control_net, frames="0, 2")[0]
     found = sample(some, hints[[0, 2]])
@@ -153,7 +146,7 @@ def test_chosen_frames_alone_are_hinted(comfy, sample, control_net, hints, held_
     assert ((full - free).abs().mean(dim=(1, 2, 3)) > 0.01).all()
 
 
-def test_frames_of_a_moving_image_model_are_hinted(comfy, loaded, sample, control_net, hints, held_back):
+def test_frames_of_a_moving_image_model_are_hinted(comfy, loaded, sample, control_net, hints):
     from weft.kernels.networks.harivo import MappingConfig, MotionConfig, MotionNetwork
     from weft.kernels.sampling.schedules import NoiseSchedule
     from weft.model_loaders.harivo import save_motion

@@ -10,13 +10,6 @@ import torch
 FRAMES = 6
 
 
-@pytest.fixture(autouse=True)
-def held_back(comfy, monkeypatch):
-    """The nodes that are not offered yet, for these tests alone."""
-    for node in comfy.ours("nodes.harivo").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
-
-
 @pytest.fixture
 def motion(comfy):
     """Loads a small network with random weights from a file of released names; gives MOTION and the network."""

@@ -188,13 +188,11 @@ def test_incomplete_files_are_refused(comfy, files, change, message):
         comfy.run("WeftLoadCheckpoint", checkpoint="image_bad.safetensors")
 
 
-def test_it_can_be_made_to_move(comfy, loaded, sample, monkeypatch):
+def test_it_can_be_made_to_move(comfy, loaded, sample):
     from weft.kernels.networks.harivo import MappingConfig, MotionConfig, MotionNetwork
     from weft.kernels.sampling.schedules import NoiseSchedule
     from weft.model_loaders.harivo import save_motion
 
-    for node in comfy.ours("nodes.harivo").HELD_BACK:
-        monkeypatch.setitem(comfy.mappings, node.define_schema().node_id, node)
     described = MotionConfig(widths=(32, 32, 64, 64), max_frames=8, mapping=MappingConfig(heads=2, head_width=4))
     described = dataclasses.replace(described, blocks_per_level=1)
     described = dataclasses.replace(described, mapping=dataclasses.replace(described.mapping, channels=8))
