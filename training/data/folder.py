@@ -149,7 +149,7 @@ class FolderClips:
         rng = np.random.default_rng((self.settings.seed, epoch, index))
         start = int(rng.integers(self.lengths[index] - self.needed + 1))
         frames = self.sources[index].frames(range(start, start + self.needed, self.settings.stride))
-        return np.stack([_cropped(frame, *frame_size(self.settings)) for frame in frames]), self.captions[index]
+        return np.stack([cropped(frame, *frame_size(self.settings)) for frame in frames]), self.captions[index]
 
     def texts(self, count: int) -> list[str]:
         """The captions of the first `count` clips."""
@@ -256,8 +256,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: cannot be read as an image: {error}") from error
 
 
-def _cropped(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """Resized to cover height and width, centre crop: uint8 (height, width, 3)."""
+def cropped(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    """A frame resized to cover height and width, centre crop: uint8 (height, width, 3)."""
     factor = max(Fraction(width, frame.width), Fraction(height, frame.height))
     wide, high = max(width, round(frame.width * factor)), max(height, round(frame.height * factor))
     pixels = frame.to_ndarray(format="rgb24", width=wide, height=high)
