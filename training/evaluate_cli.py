@@ -51,8 +51,9 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     evaluate.add_argument("--protocol", choices=sorted(MEANINGS), help="measure as papers do, see below")
     for name, meaning in FILES.items():
-        option, _, rest = meaning.partition(" ")
-        evaluate.add_argument(option, dest=name, type=Path, metavar=rest.split()[0], help=rest.partition(" ")[2])
+        usage, _, what = meaning.partition(": ")
+        option, metavar = usage.split()
+        evaluate.add_argument(option, dest=name, type=Path, metavar=metavar, help=what)
     evaluate.add_argument("--partial", action="store_true", help="measure although the protocol asks for more")
     evaluate.add_argument("--sheets", type=Path, nargs="+", metavar="FILE.csv", help=f"filled {SHEET} of {RATINGS}")
     evaluate.set_defaults(command=run_evaluate)
@@ -65,7 +66,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         out = options.out or options.folder.with_name(f"{options.folder.name}-ratings")
         count = write_sheet(options.folder, out)
         print(
-            f"{count} videos and {SHEET} in {out}; read it with: evaluate {out} --protocol {RATINGS} --sheets FILE.csv ..."
+            f"{count} videos and {SHEET} in {out}; when filled: evaluate {out} --protocol {RATINGS} --sheets FILE.csv"
         )
         return 0
     table = _protocol_table(options) if options.protocol else _plain_table(options)

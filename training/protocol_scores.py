@@ -5,6 +5,7 @@ Shapes: N videos, T frames, H, W pixels, D features.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ..kernels.analysis.classes import inception_score
 from ..kernels.analysis.consistency import caption_similarity, frame_consistency
 from ..kernels.analysis.frechet import frechet_distance
 from ..kernels.analysis.kernel_distance import kernel_distance
-from .data.folder import Source, cropped
+from .data.sources import Source, cropped
 from .feature_networks import CaptionNetwork, ClipNetwork, FrameNetwork
 from .protocols import BESIDE_REAL, FILES, NEEDS, Folder, Protocol, Weights, check_folder, check_real
 from .settings import InputError
@@ -85,9 +86,9 @@ def score_folder(
     scores = _Scores(protocol, made, real, {name: weights[name] for name in {NEEDS[m] for m in measures}}, device, seed)
     table = {name: value for name, value in scores.table().items() if name.split("_")[0] in measures}
     real_videos = min(len(real.videos), len(made.videos))
-    return {"protocol": protocol.source, "videos": len(made.videos), "real_videos": real_videos, **table} | (
-        {"missing": missing} if missing else {}
-    )
+    counts = {"protocol": protocol.source, "videos": len(made.videos), "real_videos": real_videos}
+    networks = {NEEDS[measure]: _name(weights[NEEDS[measure]]) for measure in measures}
+    return {**counts, **table, "networks": networks, **({"missing": missing} if missing else {})}
 
 
 class _Scores:
@@ -182,6 +183,11 @@ class _Scores:
     def _read(self, source: Source, chosen: range) -> np.ndarray:
         size = self.protocol.size
         return np.stack([cropped(frame, size, size) for frame in source.frames(chosen)])
+
+
+def _name(path: Path) -> str:
+    """A network's file, and the beginning of its hash; of a folder its name."""
+    return path.name if path.is_dir() else f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .data.folder import Source, find_sources, read_captions
+from .data.folder import read_captions
+from .data.sources import Source, find_sources
 from .settings import InputError
 
 Measure = Literal["fvd", "kvd", "fid", "is", "clipsim", "consistency"]
@@ -25,9 +26,9 @@ NEEDS: dict[Measure, Weights] = {
 }
 """The network whose features a measure is taken in."""
 FILES: dict[Weights, str] = {
-    "i3d": "--i3d FILE (i3d_pretrained_400.pt of the released video metrics)",
-    "inception": "--inception FILE (weights-inception-2015-12-05-6726825d.pth of torch-fidelity)",
-    "clip": "--clip DIR (a CLIP model as transformers saves it; papers use openai/clip-vit-base-patch32)",
+    "i3d": "--i3d FILE: i3d_pretrained_400.pt of the released video metrics",
+    "inception": "--inception FILE: weights-inception-2015-12-05-6726825d.pth of torch-fidelity",
+    "clip": "--clip DIR: a CLIP model as transformers saves it; papers use openai/clip-vit-base-patch32",
 }
 BESIDE_REAL: tuple[Measure, ...] = ("fvd", "kvd", "fid")
 SHOWN = 3
@@ -60,8 +61,7 @@ class Protocol:
 
 PROTOCOLS = {
     "ucf101": Protocol(
-        "UCF-101 as Show-1 measures it: one sentence for each of the 101 classes, 20 videos of each for IS, 2048 videos "
-        "for FVD",
+        "UCF-101 as Show-1 measures it: one sentence for each of the 101 classes, 2048 videos, at least 20 of each",
         videos=2048,
         captions=101,
         per_caption=20,
@@ -167,7 +167,7 @@ def _usable(path: Path, needed: int) -> tuple[list[Source], list[int], list[str]
 
 def _length(source: Source) -> int | str:
     try:
-        return source.length()
+        return source.extent().frames
     except InputError as error:
         return str(error)
 

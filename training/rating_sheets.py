@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .data.folder import find_sources, read_captions
+from .data.folder import read_captions
+from .data.sources import find_sources
 from .settings import InputError
 
 QUESTIONS = {

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..kernels.analysis.fidelity import WINDOW, psnr, ssim, to_yuv
 from ..kernels.analysis.flicker import flicker
-from .data.folder import VideoFile, find_sources
+from .data.sources import VideoFile, find_sources
 from .data.video_files import read_video
 from .settings import InputError
 

@@ -17,7 +17,7 @@ from ..kernels.networks.temporal_vae import TemporalDecoder, TemporalVAE, Tempor
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from ..model_loaders.temporal_vae import TEMPORAL_VAE
 from .config import TemporalVAERecipe
-from .data.clips import open_clips, stack_videos, to_pixels
+from .data.clips import open_clips, stack_readable, stack_videos, to_pixels
 from .discriminator import PatchDiscriminator
 from .first_stage import FrozenAutoencoder, ImageAutoencoder, latent_layout, load_autoencoder
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, to_frames
@@ -62,7 +62,7 @@ class TemporalVAETask:
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Clips (B, T, H, W, 3) uint8."""
-        return (stack_videos(self.clips, indices.tolist(), epochs.tolist())[0],)
+        return (stack_readable(self.clips, indices.tolist(), epochs.tolist())[0],)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Absolute error, perceptual, adversarial and consistency loss, and the discriminator's."""

@@ -101,7 +101,7 @@ def _validate_parts(recipe: Recipe) -> None:
 
 def _validate_sides(recipe: Recipe) -> None:
     data = recipe.data
-    if data.kind != "folder" or (data.width is None and data.height is None):
+    if data.kind == "moving_shapes" or (data.width is None and data.height is None):
         return
     if data.width is None or data.height is None:
         given, missing = ("width", "height") if data.height is None else ("height", "width")

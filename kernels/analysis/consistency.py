@@ -21,7 +21,7 @@ def frame_consistency(features: Tensor) -> Tensor:
 
 
 def pixel_consistency(video: Tensor) -> Tensor:
-    """Correlation of the pixels of each frame with those of the next, (..., T, H, W, C) to (..., T-1); needs no network.
+    """Correlation of the pixels of each frame and the next, (..., T, H, W, C) to (..., T-1); it needs no network.
 
     1: the same up to brightness and contrast; 0: nothing in common, as after a cut. Frames of one colour are like each
     other, and like no others.
