@@ -82,6 +82,9 @@ class ShardData(VideoData):
     index: str | None = setting(
         None, doc="folder where it is kept what is in which file and where; without: beside the files"
     )
+    buffer: int = setting(
+        10000, minimum=1, doc="clips that are shuffled among each other, of files that come in another order each epoch"
+    )
 
 
 Data = MovingShapesData | FolderData | ShardData

@@ -25,7 +25,8 @@ from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.show1 import LATENT
 from .config import Show1Recipe
 from .data.captions import Split
-from .data.clips import Clips, stack_readable
+from .data.clips import Clips, stack_readable, streams_of
+from .data.shards import ShardClips
 from .latents import Latents
 from .operations import TrainingOperations
 from .settings import Table
@@ -45,6 +46,11 @@ class Show1Task(TextToVideoTask):
         """Windows (B, C, T, H, W) uint8, nothing in place of a variance, tokens (B, N)."""
         frames, numbers = self.train_latents.windows(indices.tolist(), epochs.tolist())
         return frames, torch.empty(len(indices), 0), self.tokens[numbers]
+
+    @property
+    def streams(self) -> ShardClips | None:
+        """Archives that all clips are read from in training."""
+        return streams_of(self.clips) if self.clip_count == len(self.clips) else None
 
     def _open_first_stage(self, folder: Path) -> None:
         """Nothing: clips are their own latents."""

@@ -203,10 +203,15 @@ def _validate_attention(network: TextToVideoUNetConfig | LatentVideoUNetConfig) 
 def _validate_mask(recipe: MaskRecipe) -> None:
     network, masks, length = recipe.network, recipe.masks, recipe.latents.length
     _at_least_one("network.num_heads", network.num_heads)
-    if network.in_channels != network.out_channels + 1:
+    if network.in_channels not in (network.out_channels, network.out_channels + 1):
         raise RecipeError(
             f"network.in_channels: found {network.in_channels}, expected network.out_channels + 1 = "
-            f"{network.out_channels + 1}: the mask is behind the latents"
+            f"{network.out_channels + 1}: the mask is behind the latents; or without a mask {network.out_channels}"
+        )
+    if not recipe.masked and (masks.first or masks.ends or masks.levels or network.noise_levels):
+        raise RecipeError(
+            f"network.in_channels: found {network.in_channels}, which leaves no place for a mask; expected masks.first, "
+            "masks.ends, masks.levels and network.noise_levels of 0 with it"
         )
     if network.noise_levels < masks.levels:
         raise RecipeError(

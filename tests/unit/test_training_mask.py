@@ -29,6 +29,7 @@ INTERPOLATION = (
     "masks.ends=0.9",
     "network.temporal_length=5",
 )
+SHORT = ("network.in_channels=4", "network.noise_levels=0", "masks.first=0.0", "masks.ends=0.0", "masks.levels=0")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def recipe_of(autoencoder, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("changes", [(), INTERPOLATION], ids=["prediction", "interpolation"])
+@pytest.mark.parametrize(
+    "changes", [(), INTERPOLATION, SHORT], ids=["prediction", "interpolation", "short videos, nothing given"]
+)
 def test_twenty_steps_resume_exactly_and_are_read_back(recipe_of, changes, tmp_path):
     start(recipe_of(*changes), tmp_path / "straight", CPU).run()
     start(recipe_of(*changes), tmp_path / "resumed", CPU).run(max_steps=11)

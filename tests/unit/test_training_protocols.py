@@ -203,7 +203,7 @@ def test_captions_and_frames_in_clip(clip, tmp_path):
     network = CaptionNetwork(clip, CPU)
     frames = np.random.default_rng(0).integers(0, 255, (3, 40, 24, 3), dtype=np.uint8)
     features = network.frames(frames)
-    assert features.shape == (3, 6) and torch.equal(network.frames(frames[1:2])[0], features[1])
+    assert features.shape == (3, 6) and torch.allclose(network.frames(frames[1:2])[0], features[1], atol=1e-5)
     assert network.caption("abc").shape == (6,) and not torch.equal(network.caption("abc"), network.caption("abd"))
     assert network.caption("abc " * 50).isfinite().all()  # cut to the longest it reads
     with pytest.raises(feature_networks.InputError, match="no config.json, preprocessor_config.json"):
@@ -211,20 +211,51 @@ def test_captions_and_frames_in_clip(clip, tmp_path):
 
 
 def test_frames_in_inception(tmp_path):
-    """Its file is read without running code in it, also as .safetensors; features are those of the package."""
+    """Files of other networks are refused, whatever their kind."""
     from safetensors.torch import save_file
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        shapes = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
-    del shapes
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="other.pth does not fit FID's Inception"):
         FrameNetwork(tmp_path / "other.pth", CPU)
     save_file({"fc.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="other.safetensors does not fit FID's Inception"):
         FrameNetwork(tmp_path / "other.safetensors", CPU)
+
+
+class GivenFeatures(torch.nn.Module):
+    """What stands in a metric's place for a network: its inputs are features already."""
+
+    num_features = 48
+
+    def forward(self, features):
+        return features
+
+
+def test_distances_of_frames_are_those_of_torchmetrics(tmp_path, monkeypatch):
+    """FID's Inception with drawn weights, read by our loader; its features' distance by the kernels and the peer."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    torch.save({}, tmp_path / "empty.pth")
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda *arguments: None)
+        drawn = FeatureExtractorInceptionV3("i", ["2048"], feature_extractor_weights_path=str(tmp_path / "empty.pth"))
+    torch.manual_seed(0)
+    for weight in drawn.parameters():
+        if weight.ndim == 4:
+            torch.nn.init.kaiming_normal_(weight, nonlinearity="relu")
+    torch.save(drawn.state_dict(), tmp_path / "inception.pth")
+    frames = np.random.default_rng(0).integers(0, 255, (5, 20, 24, 3), dtype=np.uint8)
+    features, logits = FrameNetwork(tmp_path / "inception.pth", CPU)(frames)
+    assert features.shape == (5, 2048) and logits.shape == (5, 1008)
+    with torch.no_grad():
+        assert torch.equal(drawn(torch.from_numpy(frames).movedim(-1, 1).contiguous())[0], features)
+    features = features[:, features.std(dim=0).argsort()[-48:]].double()
+    peer = FrechetInceptionDistance(feature=GivenFeatures()).set_dtype(torch.float64)
+    peer.update(features[:2], real=True)
+    peer.update(features[2:], real=False)
+    # That one takes eigenvalues of a product without full rank, in double precision.
+    assert frechet_distance(features[:2], features[2:]) == pytest.approx(float(peer.compute()), rel=1e-4)
 
 
 def test_frames_in_i3d(i3d):

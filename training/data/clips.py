@@ -51,6 +51,11 @@ def open_clips(data: Data, split: Split) -> Clips:
     return FolderClips(data, split) if isinstance(data, FolderData) else MovingShapes(data, split)
 
 
+def streams_of(clips: Clips) -> ShardClips | None:
+    """Archives that are read in training itself, and best from end to end."""
+    return clips if isinstance(clips, ShardClips) else None
+
+
 def to_pixels(frames: Tensor) -> Tensor:
     """uint8 (B, T, H, W, 3) -> float (B, 3, T, H, W) in -1..1."""
     # Contiguous: on a CPU, group norm backward is forty times slower in channels-last memory.

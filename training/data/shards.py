@@ -82,6 +82,7 @@ class ShardClips(VideoClips):
         counts = itertools.groupby(video.path.archive for video, _ in chosen)
         self.runs = [sum(1 for _ in group) for _, group in counts]
         """Clips of each archive, in their order."""
+        self.buffer = settings.buffer
 
     def name(self, index: int) -> str:
         """The archive's own name and the video's."""
