@@ -12,7 +12,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -88,11 +88,12 @@ def measure(source: str, clips: Clips, count: int, batch: int) -> Rate:
     """Load `count` clips in the order of training, in batches; the first batch is not counted."""
     order = ShuffledClips(len(clips), seed=0)
     numbers, epochs = order.take(0, count + batch)
-    load: Callable[[slice], object] = lambda part: stack_readable(clips, numbers[part].tolist(), epochs[part].tolist())
-    load(slice(0, batch))
+    parts = list(zip(numbers.split(batch), epochs.split(batch), strict=True))
+    for part in parts[:1]:
+        stack_readable(clips, *(values.tolist() for values in part))
     started, worked = time.perf_counter(), time.process_time()
-    for first in range(batch, count + batch, batch):
-        load(slice(first, min(first + batch, count + batch)))
+    for part in parts[1:]:
+        stack_readable(clips, *(values.tolist() for values in part))
     seconds, cpu = time.perf_counter() - started, time.process_time() - worked
     return Rate(source, count, round(seconds, 3), round(cpu, 3), round(count / seconds, 2), round(count / cpu, 2))
 

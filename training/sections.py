@@ -52,6 +52,12 @@ class VideoData:
         if self.fps is not None and self.stride != 1:
             raise ValueError(f"stride: found {self.stride} beside fps = {self.fps}, expected one of both")
 
+    @property
+    def frame_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of frames, of each kind of clip, in pixels."""
+        pixels = list(self.sides.values())
+        return [(pixels[0], pixels[-1])]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FolderData(VideoData):
@@ -66,11 +72,42 @@ class FolderData(VideoData):
         doc="another file of captions, .jsonl or .csv, in the folder or anywhere: columns file and caption, or "
         "WebVid's videoid, page_dir, name; only videos that it names are used",
     )
+    buckets: tuple[tuple[int, int], ...] | None = setting(
+        None,
+        doc="instead of size: widths and heights such as [[576, 320], [320, 576]]; each video has those that are "
+        "nearest to its own shape, and all clips of a batch have the same",
+    )
     check: bool | None = setting(
         None,
         doc="false: videos are not all opened before training (WebVid: hours); those that cannot be used are replaced "
         "by the next one when their turn comes, and counted",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buckets is None:
+            return
+        if not self.buckets or min(map(min, self.buckets)) < 8:
+            raise ValueError(f"buckets: found {self.buckets}, expected widths and heights of at least 8 pixels")
+        if self.width is not None or self.height is not None:
+            raise ValueError("buckets: found width or height beside them, expected one of both")
+        if self.check is False:
+            raise ValueError("check: found false beside buckets, expected videos that are opened: they say their shape")
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Settings that say how large frames are, in pixels."""
+        if self.buckets is None:
+            return super().sides
+        names = ("width", "height")
+        pairs = ((f"buckets[{place}], {name}", pixels) for place, bucket in enumerate(self.buckets)
+                 for name, pixels in zip(names, bucket, strict=True))  # fmt: skip
+        return dict(pairs)
+
+    @property
+    def frame_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of frames, of each bucket."""
+        return super().frame_sizes if self.buckets is None else [(height, width) for width, height in self.buckets]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +128,8 @@ Data = MovingShapesData | FolderData | ShardData
 
 
 def frame_size(data: Data) -> tuple[int, int]:
-    """Height and width of frames in pixels."""
-    pixels = list(data.sides.values())
-    return pixels[0], pixels[-1]
+    """Height and width of frames in pixels, of the first bucket where there are such."""
+    return (data.size, data.size) if isinstance(data, MovingShapesData) else data.frame_sizes[0]
 
 
 @dataclass(frozen=True, kw_only=True)

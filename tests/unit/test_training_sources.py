@@ -12,17 +12,21 @@ import numpy as np
 import pytest
 import torch
 
+from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from weft.kernels.sampling.schedules import NoiseSchedule
+from weft.model_loaders.bundle import save_bundle
+from weft.model_loaders.checkpoint import LatentSpec
 from weft.training.batches import ShuffledClips, StreamedClips
 from weft.training.build import resume, start
 from weft.training.config import override, read_recipe, read_table
 from weft.training.data import shards, video_files
-from weft.training.data.clips import open_clips, stack_readable
+from weft.training.data.clips import alike, open_clips, stack_readable
 from weft.training.data.folder import FolderClips, read_captions
 from weft.training.data.shards import ShardClips, find_archives
 from weft.training.data.sources import Extent, VideoFile
 from weft.training.data.video_clips import frame_numbers
 from weft.training.data.video_files import count_frames, write_video
-from weft.training.sections import FolderData, ShardData, VideoData
+from weft.training.sections import FolderData, ShardData, VideoData, frame_size
 from weft.training.settings import InputError, RecipeError
 
 TINY = Path(__file__).parents[1] / "data" / "training"
@@ -303,3 +307,71 @@ def test_another_decoder_is_asked_first(folder, monkeypatch):
     for one, other in zip(again, plain, strict=True):
         assert (one.to_ndarray(format="rgb24") == other.to_ndarray(format="rgb24")).all()
     assert len(asked) == 2
+
+
+def test_clips_of_several_shapes(tmp_path):
+    """Wide, high and square videos: each has the nearest size, batches have one, and every clip is shown as often."""
+    for number, (width, height) in enumerate([(48, 32), (32, 48), (34, 32), (60, 30), (20, 44), (32, 32)]):
+        path = tmp_path / f"{number}.mp4"
+        write_video(path, np.full((5, height, width, 3), 30 * number, np.uint8), 8)
+    data = folder_data(tmp_path, buckets=((24, 16), (16, 24), (16, 16)), held_out=1)
+    clips = FolderClips(data, "train")
+    assert [source.path.name for source in clips.sources] == ["0.mp4", "3.mp4", "1.mp4", "4.mp4", "2.mp4"]
+    assert clips.borders() == [0, 2, 4, 5] and frame_size(data) == (16, 24)
+    assert [clips[number][0].shape[1:3] for number in (0, 2, 4)] == [(16, 24), (24, 16), (16, 16)]
+    assert FolderClips(data, "held_out")[0][0].shape == (4, 16, 16, 3)
+    videos, numbers = stack_readable(clips, [3, 0, 1, 4], [0] * 4)
+    assert videos.shape == (4, 4, 24, 16, 3) and numbers[0] == 3 and set(numbers) <= {2, 3}
+    order = ShuffledClips(5, seed=0)
+    shown = [alike(order.take(4 * step, 4)[0].tolist(), clips.borders()) for step in range(3000)]
+    counts = np.bincount(np.concatenate(shown), minlength=5)
+    # 12,000 clips, a fifth of them each; batches of four alike make a deviation of about 70.
+    assert np.abs(counts - 2400).max() < 300, counts
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"buckets": ((4, 16),)}, "expected widths and heights of at least 8 pixels"),
+        ({"buckets": ((16, 16),), "width": 16, "height": 16}, "found width or height beside them"),
+        ({"buckets": ((16, 16),), "check": False}, "check: found false beside buckets"),
+    ],
+)
+def test_impossible_shapes(more, message):
+    with pytest.raises(ValueError, match=message):
+        FolderData(path="x", **more)
+
+
+def test_latents_of_several_shapes(tmp_path):
+    """Training on them starts, goes on bit for bit, and every batch has one size."""
+    for number, (width, height) in enumerate([(48, 32), (32, 48), (48, 32), (32, 48), (32, 48), (48, 32)]):
+        (tmp_path / "videos").mkdir(exist_ok=True)
+        write_video(tmp_path / "videos" / f"{number}.mp4", noise(number, height, width), 8)
+        (tmp_path / "videos" / f"{number}.txt").write_text(f"word{number}")
+    torch.manual_seed(0)
+    network = VideoAutoencoder(VideoAutoencoderConfig(n_hiddens=8, downsample=(1, 4, 4), norm_groups=4))
+    parts = {"system": "lvdm", "latent": LatentSpec(4, 4, 1), "schedule": NoiseSchedule(), "metadata": {}}
+    save_bundle(tmp_path / "vae.safetensors", {"vae": network}, **parts)
+    table = read_table(TINY / "text_to_video.toml")
+    override(table, [f"autoencoder.path={tmp_path / 'vae.safetensors'}", "run.steps=6", "run.batch_size=2"])
+    buckets = [[24, 16], [16, 24]]
+    table["data"] = {"kind": "folder", "path": str(tmp_path / "videos"), "buckets": buckets, "frames": 4, "held_out": 1}
+    recipe = read_recipe(table, "tiny")
+    straight = start(recipe, tmp_path / "straight", CPU)
+    assert straight.task.train_latents.borders() == [0, 2, 5]
+    sizes = [straight.task.batch(torch.tensor([first, 1, 3]), torch.zeros(3))[0].shape[-2:] for first in (0, 4)]
+    assert sizes == [(4, 6), (6, 4)]
+    straight.run()
+    start(recipe, tmp_path / "run", CPU).run(3)
+    again = resume(tmp_path / "run", CPU)
+    again.run()
+    for name, weight in straight.task.unet.state_dict().items():
+        assert torch.equal(again.task.unet.state_dict()[name], weight), name
+    with pytest.raises(RecipeError, match="data.buckets: found them with the task 'autoencoder', whose clips have one"):
+        other = read_table(TINY / "autoencoder.toml")
+        other["data"] = table["data"]
+        read_recipe(other, "tiny")
+
+
+def noise(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (6, height, width, 3), dtype=np.uint8)

@@ -5,6 +5,7 @@ Shapes: B clips, T frames, H height, W width.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import os
 from collections.abc import Callable
@@ -72,14 +73,33 @@ def stack_videos(clips: Clips, indices: list[int], epochs: list[int] | None = No
 
 
 def stack_readable(clips: Clips, indices: list[int], epochs: list[int]) -> tuple[Tensor, list[int]]:
-    """Clips (B, T, H, W, 3) uint8 as their epochs see them, and their numbers.
+    """Clips (B, T, H, W, 3) uint8 as their epochs see them, and their numbers; where they differ in size, as large as
+    the first one.
 
     Those that cannot be decoded are replaced by the next where the data set was not checked before.
     """
+    indices = alike(indices, borders_of(clips))
     if not isinstance(clips, VideoClips):
         return stack_videos(clips, indices, epochs)[0], indices
     videos, numbers = zip(*_each(clips, clips.load_readable, indices, epochs), strict=True)
     return torch.from_numpy(np.stack(videos)), list(numbers)
+
+
+def borders_of(clips: Clips) -> list[int]:
+    """Numbers of the clips from which on frames have another size, 0 and the number of clips included."""
+    return clips.borders() if isinstance(clips, VideoClips) else [0, len(clips)]
+
+
+def alike(numbers: list[int], borders: list[int]) -> list[int]:
+    """Numbers of a batch whose clips are all as large as the first one's; others become ones of these.
+
+    Every clip is drawn as often as without that: a size comes first as often as it has clips.
+    """
+    if len(borders) <= 2:
+        return numbers
+    place = bisect.bisect_right(borders, numbers[0])
+    first, end = borders[place - 1], borders[place]
+    return [number if first <= number < end else first + number % (end - first) for number in numbers]
 
 
 def _each(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import logging
+import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,19 @@ from ..sections import FolderData
 from ..settings import InputError, RecipeError
 from .caption_files import find_list, read_list
 from .captions import Split
-from .sources import ANIMATIONS, VIDEOS, AnimatedPicture, Extent, FrameFolder, Source, VideoFile, find_sources
-from .video_clips import VideoClips, frame_numbers
-
-SHOWN = 3
-"""Unusable clips that a warning names."""
-log = logging.getLogger(__name__)
+from .sources import (
+    ANIMATIONS,
+    PICTURES,
+    VIDEOS,
+    AnimatedPicture,
+    Extent,
+    FrameFolder,
+    Picture,
+    Source,
+    VideoFile,
+    find_pictures,
+    find_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ class FolderClips(VideoClips):
     settings: FolderData
     sources: list[Source]  # type: ignore[assignment] # of those that videos can come from, folders have these
 
+    _sources = staticmethod(find_sources)
+    """All that is in a folder."""
+
     def __init__(self, settings: FolderData, split: Split) -> None:
         self.folder = Path(settings.path)
         found = self._listed(settings)
@@ -53,6 +64,10 @@ class FolderClips(VideoClips):
             )
         border = len(found) - settings.held_out
         chosen = found[:border] if split == "train" else found[border:]
+        # Clips of a size lie side by side; the order is otherwise that of the paths.
+        buckets = [_bucket(settings, each.extent) for each in chosen]
+        order = sorted(range(len(chosen)), key=lambda place: buckets[place])
+        chosen, self.buckets = [chosen[place] for place in order], [buckets[place] for place in order]
         super().__init__(settings, [each.source for each in chosen], [each.caption for each in chosen])
         self.extents = [each.extent for each in chosen]
         self.unchecked = settings.check is False
@@ -66,6 +81,15 @@ class FolderClips(VideoClips):
         """How long a video is."""
         return self.extents[index] or self.sources[index].extent()
 
+    def frame_size(self, index: int) -> tuple[int, int]:
+        """Height and width of a clip's frames: those of its bucket."""
+        return self.settings.frame_sizes[self.buckets[index]]
+
+    def borders(self) -> list[int]:
+        """Numbers of the clips at which another bucket begins, 0 and the number of clips included."""
+        changes = [place for place in range(1, len(self)) if self.buckets[place] != self.buckets[place - 1]]
+        return [0, *changes, len(self)]
+
     def name(self, index: int) -> str:
         """A source inside the folder."""
         return self.sources[index].path.relative_to(self.folder).as_posix()
@@ -73,8 +97,9 @@ class FolderClips(VideoClips):
     def _listed(self, settings: FolderData) -> list[_Found]:
         """All sources of the folder, or those that a list of captions names, sorted by path."""
         if settings.captions is None:
-            captions = read_captions(self.folder)
-            names = ((source, source.path.relative_to(self.folder).as_posix()) for source in find_sources(self.folder))
+            captions = read_captions(self.folder, self._sources)
+            sources = self._sources(self.folder)
+            names = ((source, source.path.relative_to(self.folder).as_posix()) for source in sources)
             return [_Found(source, captions.get(name, "")) for source, name in names]
         if not self.folder.is_dir():
             raise RecipeError(f"{self.folder}: no such folder of videos")
@@ -82,7 +107,7 @@ class FolderClips(VideoClips):
         assert path is not None
         found, missing = {}, []
         for names, caption in read_list(path):
-            source = next(filter(None, (_source_at(self.folder / name) for name in names if name)), None)
+            source = next(filter(None, (self._source_at(self.folder / name) for name in names if name)), None)
             if source is None:
                 missing.append(names[0])
             else:
@@ -97,6 +122,15 @@ class FolderClips(VideoClips):
                 _shown(missing, ", "),
             )
         return [found[place] for place in sorted(found)]
+
+    @staticmethod
+    def _source_at(path: Path) -> Source | None:
+        """What a list names: a file by its kind, or a folder of frames."""
+        if path.suffix.lower() in VIDEOS and path.is_file():
+            return VideoFile(path)
+        if path.suffix.lower() in ANIMATIONS and path.is_file():
+            return AnimatedPicture(path)
+        return FrameFolder(path) if path.is_dir() else None
 
     def _usable(self, settings: FolderData, listed: list[_Found], warn: bool) -> list[_Found]:
         """Sources that are long enough and can be decoded, with their lengths."""
@@ -126,9 +160,19 @@ class FolderClips(VideoClips):
         return usable
 
 
-def read_captions(folder: Path) -> dict[str, str]:
+class PictureClips(FolderClips):
+    """The same of images: each is a clip of one frame."""
+
+    _sources = staticmethod(find_pictures)
+
+    @staticmethod
+    def _source_at(path: Path) -> Source | None:
+        return Picture(path) if path.suffix.lower() in PICTURES and path.is_file() else None
+
+
+def read_captions(folder: Path, sources: Callable[[Path], list[Source]] = find_sources) -> dict[str, str]:
     """Captions by name inside the folder: from captions.jsonl (keys file, caption) or captions.csv, else one .txt
-    beside each video.
+    beside each.
 
     Raises RecipeError when the folder does not exist or a line of a list is not usable.
     """
@@ -136,7 +180,7 @@ def read_captions(folder: Path) -> dict[str, str]:
         raise RecipeError(f"{folder}: no such folder of videos")
     listed = find_list(folder)
     if listed is None:
-        texts = ((source.path, source.captions_file()) for source in find_sources(folder))
+        texts = ((source.path, source.captions_file()) for source in sources(folder))
         return {
             path.relative_to(folder).as_posix(): text.read_text(encoding="utf-8").strip()
             for path, text in texts
@@ -145,13 +189,13 @@ def read_captions(folder: Path) -> dict[str, str]:
     return {name: caption for names, caption in read_list(listed) for name in names}
 
 
-def _source_at(path: Path) -> Source | None:
-    """What a list names: a file by its kind, or a folder of frames."""
-    if path.suffix.lower() in VIDEOS and path.is_file():
-        return VideoFile(path)
-    if path.suffix.lower() in ANIMATIONS and path.is_file():
-        return AnimatedPicture(path)
-    return FrameFolder(path) if path.is_dir() else None
+def _bucket(settings: FolderData, extent: Extent | None) -> int:
+    """The frame size that is nearest in shape to a video's own."""
+    sizes = settings.frame_sizes
+    if extent is None or len(sizes) == 1:
+        return 0
+    shape = extent.width / extent.height
+    return min(range(len(sizes)), key=lambda place: abs(math.log(shape * sizes[place][0] / sizes[place][1])))
 
 
 def _shown(texts: list[str], between: str) -> str:

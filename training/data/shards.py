@@ -167,8 +167,8 @@ def read_archive(archive: Path, stamp: list[int]) -> Index:
                     caption = _caption(file.extractfile(member).read(), suffix) or caption  # type: ignore[union-attr]
     except (tarfile.TarError, EOFError) as error:
         index.damage = str(error)
-        video = None if "end of data" in str(error) else video
-    finish()
+    if video is not None or not index.damage:  # what is cut off is no sample without a video
+        finish()
     return index
 
 

@@ -22,13 +22,16 @@ VIDEOS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"}
 ANIMATIONS = {".webp"}
 """FFmpeg does not decode them."""
 IMAGES = {".jpg", ".jpeg", ".png"}
+PICTURES = IMAGES | {".webp"}
 
 
 class Extent(NamedTuple):
-    """How long a video is: frames, and frames per second (0: not known)."""
+    """How long a video is: frames, and frames per second (0: not known); and how large, in pixels."""
 
     frames: int
     rate: float
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class AnimatedPicture(MediaFile):
         with _opened(self.path) as picture:
             picture.load()
             milliseconds = picture.info.get("duration", 0)
-            return Extent(getattr(picture, "n_frames", 1), 1000 / milliseconds if milliseconds else 0.0)
+            return Extent(getattr(picture, "n_frames", 1), 1000 / milliseconds if milliseconds else 0.0, *picture.size)
 
     def frames(self, chosen: Sequence[int]) -> list[av.VideoFrame]:
         """The chosen frames; raises InputError when one cannot be decoded."""
@@ -100,8 +103,8 @@ class FrameFolder:
     def extent(self) -> Extent:
         """Frames, which have no rate; raises InputError when the first one is no image."""
         images = self._images()
-        _read_image(images[0])
-        return Extent(len(images), 0.0)
+        first = _read_image(images[0])
+        return Extent(len(images), 0.0, first.width, first.height)
 
     def frames(self, chosen: Sequence[int]) -> list[av.VideoFrame]:
         """The chosen frames; raises InputError when one cannot be decoded."""
@@ -133,8 +136,29 @@ class PackedVideo:
         return read_frames(self.path, chosen)
 
 
-Source = VideoFile | AnimatedPicture | FrameFolder
+@dataclass(frozen=True)
+class Picture(MediaFile):
+    """A clip's source: one image, which is its only frame."""
+
+    def extent(self) -> Extent:
+        """One frame; raises InputError when it cannot be decoded."""
+        with _opened(self.path) as image:
+            image.load()
+            return Extent(1, 0.0, *image.size)
+
+    def frames(self, chosen: Sequence[int]) -> list[av.VideoFrame]:
+        """That frame; raises InputError when it cannot be decoded."""
+        return [_read_image(self.path)]
+
+
+Source = VideoFile | AnimatedPicture | FrameFolder | Picture
 """What lies in a folder."""
+
+
+def find_pictures(folder: Path) -> list[Source]:
+    """The images in a folder and in the folders in it, sorted by path."""
+    found = (Path(place) / name for place, _, names in os.walk(folder) for name in names)
+    return [Picture(path) for path in sorted(found) if path.suffix.lower() in PICTURES]
 
 
 def find_sources(folder: Path) -> list[Source]:

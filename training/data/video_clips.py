@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..sections import VideoData, frame_size
+from ..sections import VideoData
 from ..settings import InputError
 from .sources import Extent, PackedVideo, Source, cropped
 
@@ -42,7 +42,7 @@ class VideoClips:
         source = self.sources[index]
         chosen = frame_numbers(self.settings, self.extent(index), source.path, rng)
         frames = source.frames(chosen)
-        return np.stack([cropped(frame, *frame_size(self.settings)) for frame in frames]), self.captions[index]
+        return np.stack([cropped(frame, *self.frame_size(index)) for frame in frames]), self.captions[index]
 
     def load_readable(self, index: int, epoch: int = 0) -> tuple[np.ndarray, int]:
         """A clip and its number: the first one that can be read, from `index` on.
@@ -50,6 +50,7 @@ class VideoClips:
         Raises InputError when it cannot be read and all were opened before, or none of many can.
         """
         for place in range(index, index + min(TRIES, len(self))):
+            # Only videos that were not opened are replaced, and these all have one size.
             try:
                 return self.load(place % len(self), epoch)[0], place % len(self)
             except InputError as error:
@@ -57,6 +58,14 @@ class VideoClips:
                     raise
                 self._skip(place % len(self), error)
         raise InputError(f"none of the clips {index} to {place % len(self)} could be read; {self.sources[index].path}")
+
+    def frame_size(self, index: int) -> tuple[int, int]:
+        """Height and width of a clip's frames, which neighbours share as long as they can."""
+        return self.settings.frame_sizes[0]
+
+    def borders(self) -> list[int]:
+        """Numbers of the clips from which on frames have another size, 0 and the number of clips included."""
+        return [0, len(self)]
 
     def extent(self, index: int) -> Extent:
         """How long a video is; raises InputError when it cannot be decoded."""

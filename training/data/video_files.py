@@ -75,20 +75,22 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
     return np.stack(frames), float(rate)
 
 
-def count_frames(path: VideoPath) -> tuple[int, float]:
-    """Frames of the first video stream, as its header says, else its packets; and frames per second (0: not said).
+def count_frames(path: VideoPath) -> tuple[int, float, int, int]:
+    """Frames of the first video stream, as its header says, else its packets; frames per second (0: not said); width,
+    height.
 
     Only the first frame is decoded. Raises InputError for a file whose first frame cannot be decoded.
     """
     with _open(path) as container:
         stream = container.streams.video[0]
         count, rate = stream.frames, float(stream.average_rate or 0)
-        if next(container.decode(video=0), None) is None:
+        first = next(container.decode(video=0), None)
+        if first is None:
             raise InputError(f"{path}: no frame could be decoded")
     if not count:
         with _open(path) as container:
             count = sum(packet.size > 0 for packet in container.demux(video=0))
-    return count, rate
+    return count, rate, first.width, first.height
 
 
 def read_frames(path: VideoPath, chosen: Sequence[int]) -> list[av.VideoFrame]:
