@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from weft.kernels.sampling.schedules import NoiseSchedule
@@ -21,7 +22,7 @@ from weft.training.build import resume, start
 from weft.training.config import override, read_recipe, read_table
 from weft.training.data import shards, video_files
 from weft.training.data.clips import alike, open_clips, stack_readable
-from weft.training.data.folder import FolderClips, read_captions
+from weft.training.data.folder import FolderClips, PictureClips, read_captions
 from weft.training.data.shards import ShardClips, find_archives
 from weft.training.data.sources import Extent, VideoFile
 from weft.training.data.video_clips import frame_numbers
@@ -375,3 +376,34 @@ def test_latents_of_several_shapes(tmp_path):
 
 def noise(seed: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (6, height, width, 3), dtype=np.uint8)
+
+
+def test_pictures_of_their_own(tmp_path):
+    """Steps on pictures see these instead of frames, resume bit for bit, and leave out what cannot be read."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(5):
+        Image.fromarray(noise(number, 20, 28)[0]).save(pictures / f"{number}.png")
+        (pictures / f"{number}.txt").write_text("a red circle moves left to right over a dark background")
+    (pictures / "bad.jpg").write_bytes(b"no picture")
+    clips = PictureClips(folder_data(pictures, frames=1), "train")
+    assert len(clips) == 5 and clips[3][0].shape == (1, 16, 16, 3)
+    torch.manual_seed(0)
+    network = VideoAutoencoder(VideoAutoencoderConfig(n_hiddens=8, downsample=(1, 4, 4), norm_groups=4))
+    parts = {"system": "higen", "latent": LatentSpec(4, 4, 1), "schedule": NoiseSchedule(), "metadata": {}}
+    save_bundle(tmp_path / "vae.safetensors", {"vae": network}, **parts)
+    table = read_table(TINY / "higen.toml")
+    changes = [f"autoencoder.path={tmp_path / 'vae.safetensors'}", "run.steps=4", "pictures.share=0.5"]
+    override(table, [*changes, f"pictures.path={pictures}"])
+    recipe = read_recipe(table, "tiny")
+    straight = start(recipe, tmp_path / "straight", CPU)
+    found, _, tokens = straight.task.picture_set.draw(7)
+    assert found.shape[:3] == (7, 4, 1) and tokens.shape[0] == 7
+    # Drawing has used up random numbers of the first run.
+    straight = start(recipe, tmp_path / "again", CPU)
+    straight.run()
+    start(recipe, tmp_path / "run", CPU).run(2)
+    again = resume(tmp_path / "run", CPU)
+    again.run()
+    for name, weight in straight.task.unet.state_dict().items():
+        assert torch.equal(again.task.unet.state_dict()[name], weight), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,11 @@ from .sources import (
     find_pictures,
     find_sources,
 )
+from .video_clips import VideoClips, frame_numbers
+
+SHOWN = 3
+"""Unusable clips that a warning names."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class FolderClips(VideoClips):
         order = sorted(range(len(chosen)), key=lambda place: buckets[place])
         chosen, self.buckets = [chosen[place] for place in order], [buckets[place] for place in order]
         super().__init__(settings, [each.source for each in chosen], [each.caption for each in chosen])
+        changes = [place for place in range(1, len(order)) if self.buckets[place] != self.buckets[place - 1]]
+        self._borders = [0, *changes, len(order)]
         self.extents = [each.extent for each in chosen]
         self.unchecked = settings.check is False
 
@@ -87,8 +95,7 @@ class FolderClips(VideoClips):
 
     def borders(self) -> list[int]:
         """Numbers of the clips at which another bucket begins, 0 and the number of clips included."""
-        changes = [place for place in range(1, len(self)) if self.buckets[place] != self.buckets[place - 1]]
-        return [0, *changes, len(self)]
+        return self._borders
 
     def name(self, index: int) -> str:
         """A source inside the folder."""
