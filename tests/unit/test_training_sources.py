@@ -152,7 +152,7 @@ def test_frames_of_a_rate():
 def test_a_folder_at_a_rate(tmp_path):
     video(tmp_path / "a.mp4", 20, frames=24, fps=24)
     video(tmp_path / "b.mp4", 120, frames=5, fps=24)
-    assert count_frames(tmp_path / "a.mp4") == (24, 24.0)
+    assert count_frames(tmp_path / "a.mp4") == (24, 24.0, 16, 16)
     clips = FolderClips(folder_data(tmp_path, fps=6.0), "train")
     assert [source.path.name for source in clips.sources] == ["a.mp4"]
     frames = clips[0][0][:, 8, 8, 0].astype(int)
@@ -323,11 +323,18 @@ def test_clips_of_several_shapes(tmp_path):
     assert FolderClips(data, "held_out")[0][0].shape == (4, 16, 16, 3)
     videos, numbers = stack_readable(clips, [3, 0, 1, 4], [0] * 4)
     assert videos.shape == (4, 4, 24, 16, 3) and numbers[0] == 3 and set(numbers) <= {2, 3}
-    order = ShuffledClips(5, seed=0)
-    shown = [alike(order.take(4 * step, 4)[0].tolist(), clips.borders()) for step in range(3000)]
-    counts = np.bincount(np.concatenate(shown), minlength=5)
-    # 12,000 clips, a fifth of them each; batches of four alike make a deviation of about 70.
-    assert np.abs(counts - 2400).max() < 300, counts
+
+
+def test_clips_of_all_shapes_are_shown_as_often():
+    """Of 300 clips of three shapes 150,000 in batches of five: each 500 times, with a deviation of about 40."""
+    borders, order = [0, 30, 180, 300], ShuffledClips(300, seed=0)
+    shown = np.array([alike(order.take(5 * step, 5)[0].tolist(), borders) for step in range(30_000)])
+    assert (np.digitize(shown, borders).std(axis=1) == 0).all()
+    counts = np.bincount(shown.flatten(), minlength=300)
+    assert [counts[first:end].mean() for first, end in ((0, 30), (30, 180), (180, 300))] == pytest.approx(
+        [500] * 3, rel=0.1
+    )
+    assert counts.min() > 300 and counts.max() < 700, counts
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def borders_of(clips: Clips) -> list[int]:
 def alike(numbers: list[int], borders: list[int]) -> list[int]:
     """Numbers of a batch whose clips are all as large as the first one's; others become ones of these.
 
-    Every clip is drawn as often as without that: a size comes first as often as it has clips.
+    Clips are shown about as often as without that: a size comes first as often as it has clips.
     """
     if len(borders) <= 2:
         return numbers
