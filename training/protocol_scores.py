@@ -110,7 +110,7 @@ class _Scores:
 
     def table(self) -> dict[str, float | list[float]]:
         """Every measure by name; of several runs the mean, and the deviation as NAME_deviation."""
-        made = self._look(zip(self.made.videos, self.made.captions, self.made.lengths, strict=True))
+        made = self._look(zip(self.made.videos, self.made.captions, strict=True))
         table: dict[str, float | list[float]] = {}
         if len(made.logits):
             table["is"] = _short(inception_score(made.logits))
@@ -155,13 +155,13 @@ class _Scores:
                 frames.append(self.frames(pixels)[0])
         return _stacked(clips), torch.cat(frames) if frames else torch.empty(0)
 
-    def _look(self, videos: Iterable[tuple[Source, str, int]]) -> _Features:
+    def _look(self, videos: Iterable[tuple[Source, str]]) -> _Features:
         """Features of the generated videos, whose stretches are their first frames, or all in turn."""
         protocol = self.protocol
         stretches = protocol.length // protocol.frames
         clips: list[list[Tensor]] = [[] for _ in range(stretches)]
         frames, logits, found = [], [], _Features([], torch.empty(0), torch.empty(0), [], [])
-        for source, caption, _ in tqdm(videos, "generated videos", len(self.made.videos), leave=False):
+        for source, caption in tqdm(videos, "generated videos", len(self.made.videos), leave=False):
             pixels = self._read(source, range(stretches * protocol.frames))
             if self.clips is not None:
                 for place, part in enumerate(np.split(pixels, stretches)):

@@ -55,11 +55,10 @@ def _pairs(video: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def _correlation(before: Tensor, after: Tensor) -> Tensor:
-    centred = [pixels.double().flatten(-3) for pixels in (before, after)]
-    centred = [pixels - pixels.mean(dim=-1, keepdim=True) for pixels in centred]
-    spread = torch.stack([pixels.abs().amax(dim=-1) for pixels in centred])
-    plain = (spread < 1e-6).all(dim=0)
-    return torch.where(plain, 1.0, F.cosine_similarity(*centred, dim=-1))
+    first, second = (pixels.double().flatten(-3) for pixels in (before, after))
+    first, second = (pixels - pixels.mean(dim=-1, keepdim=True) for pixels in (first, second))
+    plain = torch.maximum(first.abs(), second.abs()).amax(dim=-1) < 1e-6
+    return torch.where(plain, 1.0, F.cosine_similarity(first, second, dim=-1))
 
 
 def _check(frames: int) -> None:

@@ -133,14 +133,14 @@ def torchcodec_decoder() -> Callable[..., Any] | None:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError):
         return None
-    return VideoDecoder  # type: ignore[no-any-return]
+    return VideoDecoder
 
 
 @contextmanager
 def _open(path: VideoPath) -> Iterator[av.container.InputContainer]:
     """A file with a video stream; what the decoder says of it afterwards becomes an InputError with its name too."""
     try:
-        with av.open(io.BytesIO(path.read()) if isinstance(path, PackedFile) else str(path)) as container:
+        with av.open(io.BytesIO(path.read()) if isinstance(path, PackedFile) else str(path), "r") as container:
             if not container.streams.video:
                 raise InputError(f"{path}: no video stream")
             yield container
