@@ -159,7 +159,11 @@ def test_it_goes_on_from_a_model_without_masks(recipe_of, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("network.in_channels=4", r"network.in_channels: found 4, expected network.out_channels \+ 1 = 5"),
+        ("network.in_channels=6", r"network.in_channels: found 6, expected network.out_channels \+ 1 = 5"),
+        (
+            "network.in_channels=4",
+            "network.in_channels: found 4, which leaves no place for a mask; expected masks.first",
+        ),
         ("network.noise_levels=8", "network.noise_levels: found 8, expected at least masks.levels = 250"),
         ("masks.ends=0.6", "masks.first, masks.ends: found 0.5 and 0.6, expected a sum of at most 1"),
         ("masks.counts=[3]", r"latents.length: found 3, expected more than the most latents that are given \(3\)"),
