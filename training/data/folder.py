@@ -53,7 +53,7 @@ class FolderClips(VideoClips):
     """
 
     settings: FolderData
-    sources: list[Source]  # type: ignore[assignment] # of those that videos can come from, folders have these
+    sources: list[Source]
 
     _sources = staticmethod(find_sources)
     """All that is in a folder."""
@@ -106,8 +106,8 @@ class FolderClips(VideoClips):
         if settings.captions is None:
             captions = read_captions(self.folder, self._sources)
             sources = self._sources(self.folder)
-            names = ((source, source.path.relative_to(self.folder).as_posix()) for source in sources)
-            return [_Found(source, captions.get(name, "")) for source, name in names]
+            placed = ((source, source.path.relative_to(self.folder).as_posix()) for source in sources)
+            return [_Found(source, captions.get(name, "")) for source, name in placed]
         if not self.folder.is_dir():
             raise RecipeError(f"{self.folder}: no such folder of videos")
         path = find_list(self.folder, settings.captions)
