@@ -74,7 +74,7 @@ class CaptionNetwork:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         """Raises InputError for anything but a folder as transformers saves a CLIP model, processor included."""
-        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+        from transformers import CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
         needed = ("config.json", "preprocessor_config.json", "tokenizer_config.json")
         missing = [name for name in needed if not (folder / name).is_file()]
@@ -90,7 +90,9 @@ class CaptionNetwork:
         except (OSError, ValueError) as error:
             raise InputError(f"{folder}: cannot be read as a CLIP model: {str(error).splitlines()[0]}") from error
         self.model, self.device = model.eval().requires_grad_(False).to(device), device
-        self.length: int = model.config.text_config.max_position_embeddings
+        text = model.config.text_config
+        assert isinstance(text, CLIPTextConfig)
+        self.length: int = text.max_position_embeddings
 
     @torch.no_grad()
     def frames(self, frames: np.ndarray) -> Tensor:
