@@ -112,13 +112,14 @@ class FolderClips(VideoClips):
             raise RecipeError(f"{self.folder}: no such folder of videos")
         path = find_list(self.folder, settings.captions)
         assert path is not None
-        found, missing = {}, []
+        found: dict[Path, _Found] = {}
+        missing: list[str] = []
         for names, caption in read_list(path):
-            source = next(filter(None, (self._source_at(self.folder / name) for name in names if name)), None)
-            if source is None:
-                missing.append(names[0])
+            there = [source for name in names if name and (source := self._source_at(self.folder / name))]
+            if there:
+                found[there[0].path] = _Found(there[0], caption)
             else:
-                found[source.path] = _Found(source, caption)
+                missing.append(names[0])
         if missing:
             log.warning(
                 "%d of %d videos of %s are not in %s: %s",
