@@ -16,7 +16,7 @@ from .data.clips import alike
 from .data.folder import PictureClips
 from .higen_settings import Pictures
 from .latents import FrameFeatures, Latents, encode_clips
-from .sections import FolderData
+from .sections import FolderData, MovingShapesData
 from .task import Batch, Losses
 from .text_to_video_task import TextToVideoTask
 
@@ -69,8 +69,16 @@ class PictureTask(TextToVideoTask):
 
     def _open_pictures(self) -> PictureSet:
         recipe, data = self.recipe, self.recipe.data
-        sides = {name: getattr(data, name, None) for name in ("size", "width", "height", "buckets")}
-        clips = PictureClips(FolderData(path=recipe.pictures.path, frames=1, held_out=0, **sides), "train")
+        pictures = FolderData(
+            path=recipe.pictures.path,
+            frames=1,
+            held_out=0,
+            size=data.size,
+            width=None if isinstance(data, MovingShapesData) else data.width,
+            height=None if isinstance(data, MovingShapesData) else data.height,
+            buckets=data.buckets if isinstance(data, FolderData) else None,
+        )
+        clips = PictureClips(pictures, "train")
         latents = encode_clips(
             self.autoencoder, clips.settings, clips, "train", len(clips), self._cache, self.device, self._mixed
         )
