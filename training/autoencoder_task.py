@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from .config import AutoencoderRecipe
-from .data.clips import open_clips, stack_videos, to_pixels
+from .data.clips import open_clips, stack_readable, stack_videos, streams_of, to_pixels
 from .data.crops import crop_to_foreground
 from .discriminator import PatchDiscriminator
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, kl_divergence, to_frames
@@ -26,7 +26,7 @@ class AutoencoderTask:
         self.recipe = recipe
         self.device = device
         self.clips, self.held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
-        self.clip_count = len(self.clips)
+        self.clip_count, self.streams = len(self.clips), streams_of(self.clips)
         self.rare_clips: RareClips | None = None
         self.autoencoder = VideoAutoencoder(recipe.network).to(device)
         if recipe.initialization == "resampling":
@@ -46,7 +46,7 @@ class AutoencoderTask:
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Clips (B, T, H, W, 3) uint8."""
-        return (stack_videos(self.clips, indices.tolist(), epochs.tolist())[0],)
+        return (stack_readable(self.clips, indices.tolist(), epochs.tolist())[0],)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """The autoencoder's loss, and from its first step on the discriminator's."""

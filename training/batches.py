@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from .settings import InputError
-from .task import Batch, RareClips
+from .task import Batch, RareClips, Task
 
 
 class ShuffledClips:
@@ -37,7 +37,7 @@ class ShuffledClips:
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.count, generator=generator)
+            self._epoch, self._order = epoch, self._shuffled(generator)
             if self.rare:
                 others = torch.nonzero(~self.rare.which)[:, 0]
                 positions = epoch * self.count + torch.arange(self.count)
@@ -47,6 +47,33 @@ class ShuffledClips:
                 drawn = torch.randint(len(others), (self.count,), generator=generator)
                 self._order = torch.where(replaced, others[drawn], self._order)
         return self._order
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(self.count, generator=generator)
+
+
+class StreamedClips(ShuffledClips):
+    """Clips of archives, whose order changes with the epoch, shuffled within a buffer: each archive is read once, from
+    end to end, and few are open at a time. The order is a function of seed and position only."""
+
+    def __init__(self, runs: Sequence[int], seed: int, buffer: int, rare: RareClips | None = None) -> None:
+        """`runs`: clips of each archive, which are numbered one archive after the other."""
+        super().__init__(sum(runs), seed, rare)
+        self.runs, self.buffer = list(runs), buffer
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        parts = torch.arange(self.count).split(self.runs)
+        order = torch.cat([parts[number] for number in torch.randperm(len(parts), generator=generator).tolist()])
+        windows = order.split(self.buffer)
+        return torch.cat([window[torch.randperm(len(window), generator=generator)] for window in windows])
+
+
+def clip_order(task: Task, seed: int) -> ShuffledClips:
+    """The order of a task's training set: that of its archives where it reads clips from these in training."""
+    streams = getattr(task, "streams", None)
+    if streams is None:
+        return ShuffledClips(task.clip_count, seed, task.rare_clips)
+    return StreamedClips(streams.runs, seed, streams.buffer, task.rare_clips)
 
 
 class BatchQueue:

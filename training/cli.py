@@ -19,8 +19,8 @@ from .build import resume, start
 from .config import RECIPES, override, read_recipe, read_table
 from .data.captions import Split
 from .data.moving_shapes import MovingShapesConfig, held_out_captions, write_dataset
-from .distance import NETWORK, FrechetMeter
-from .evaluate import compare, evaluate_folder
+from .evaluate import compare
+from .evaluate_cli import add_evaluate
 from .export import export
 from .lora import export_lora
 from .sample import MakesVideos, Sampler, write_samples
@@ -105,22 +105,7 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     score.add_argument("--caption", required=True)
     score.set_defaults(command=_score)
 
-    evaluate = commands.add_parser("evaluate", help="mean scores of a folder of videos with captions.jsonl")
-    evaluate.add_argument("folder", type=Path, metavar="DIR")
-    evaluate.add_argument("--out", type=Path, metavar="FILE.json", help="default: DIR/scores.json")
-    evaluate.add_argument(
-        "--motion", type=Path, metavar="MODEL", help="also motion factors, by this file's autoencoder"
-    )
-    evaluate.add_argument(
-        "--frechet",
-        type=Path,
-        nargs="?",
-        const=NETWORK,
-        metavar="FILE",
-        help="also the Frechet distance to clips of the same captions, in this network's features (default: its own)",
-    )
-    evaluate.add_argument("--reference", type=Path, metavar="DIR", help="with --frechet: distance to these videos")
-    evaluate.set_defaults(command=_evaluate)
+    _add_device(add_evaluate(commands))
 
     sample = commands.add_parser("sample", help="make videos (or pictures) of held-out captions with a run")
     sample.add_argument(
@@ -291,18 +276,6 @@ def _score(options: argparse.Namespace) -> int:
     lines, right = compare(options.video, options.caption)
     print("\n".join(lines))
     return 0 if right else 1
-
-
-def _evaluate(options: argparse.Namespace) -> int:
-    if options.reference and not options.frechet:
-        raise InputError("--reference: found it without --frechet, which measures the distance to it")
-    frechet = FrechetMeter(options.frechet, options.reference) if options.frechet else None
-    table = evaluate_folder(options.folder, options.motion, frechet)
-    out = options.out or options.folder / "scores.json"
-    out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(f"{name:<20}{value}" for name, value in table.items() if name != "videos"))
-    print(f"written to {out}")
-    return 0
 
 
 def _seams(options: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from .control_task import edges_of
 from .data.captions import Split
 from .data.clips import Clips, open_clips, stack_videos
 from .data.folder import FolderClips
-from .sections import Data, FolderData
+from .sections import Data, FolderData, MovingShapesData
 from .settings import RecipeError
 
 COMPUTED = ("image", "canny")
@@ -39,8 +39,14 @@ class ClipMaps:
                 continue
             path = getattr(settings, name, "")
             if isinstance(data, FolderData) and path:
-                self._folders[name] = _matching(FolderClips(replace(data, path=path), split), self.clips, name)
-            elif isinstance(data, FolderData) or name not in DRAWN:
+                if data.check is False:
+                    raise RecipeError(
+                        "data.check: found false beside folders of maps, expected videos that are opened first: maps "
+                        "are compared with them"
+                    )
+                maps = FolderClips(replace(data, path=path, captions=None), split)
+                self._folders[name] = _matching(maps, self.clips, name)
+            elif not isinstance(data, MovingShapesData) or name not in DRAWN:
                 expected = f"hints.{name} with a folder of such maps" if name in DRAWN else "image, canny, hed or depth"
                 raise RecipeError(f"conditions: there are no maps of {name!r}, expected {expected}")
 

@@ -289,7 +289,10 @@ class ExpertRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRecipe:
-    """A model of LVDM's long videos: it goes on from given latents, or makes those between them."""
+    """A model of LVDM's long videos: it goes on from given latents, or makes those between them.
+
+    With as many channels in as out, and no mask, that of its short videos without captions.
+    """
 
     task: Literal["mask"] = setting("mask", doc="train a model that is told which latents are given")
     system: str = setting("lvdm", doc="system that exported files are marked as")
@@ -303,6 +306,11 @@ class MaskRecipe:
     schedule: Schedule = section(Schedule, doc="noise schedule")
     optimization: Optimization = setting(doc="optimizer")
     run: Run = setting(doc="length and output")
+
+    @property
+    def masked(self) -> bool:
+        """Whether the network reads a mask."""
+        return self.network.in_channels > self.network.out_channels
 
     @property
     def diffusion(self) -> Diffusion:

@@ -23,8 +23,8 @@ from ..model_loaders.bundle import FEATURES
 from ..model_loaders.checkpoint import read
 from .data.captions import parse_caption
 from .data.clips import to_pixels
-from .data.folder import VideoFile, find_sources
 from .data.moving_shapes import MovingShapesConfig, animate, render
+from .data.sources import VideoFile, find_sources
 from .data.video_files import read_video, write_video
 from .settings import InputError
 

@@ -35,11 +35,14 @@ class Cues:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Joint training on images: single frames, which train no temporal layer."""
+    """Joint training on images: single frames, or pictures of their own; in HiGen they train no temporal layer."""
 
-    share: float = setting(0.25, minimum=0, maximum=1, doc="share of steps on single frames; a quarter in the paper")
+    share: float = setting(0.25, minimum=0, maximum=1, doc="share of steps on pictures; a quarter in the papers")
+    path: str = setting(
+        "", doc="folder of pictures with captions (as of videos) that are used; empty: frames of the clips"
+    )
     start: int = setting(0, minimum=0, doc="first step with pictures; what texts say of motion is learned before")
-    per_clip: int = setting(4, minimum=1, doc="frames taken of each clip in these steps")
+    per_clip: int = setting(4, minimum=1, doc="pictures in these steps for each clip of a batch")
     spread: float = setting(
         1.0, minimum=0, maximum=1, doc="share of the clip, around its middle, that they are taken from; 0: the middle"
     )

@@ -17,16 +17,15 @@ from .first_stage import latent_layout
 from .higen_settings import ColourFeatures, EncoderFeatures
 from .latents import Latents
 from .operations import TrainingOperations
-from .pictures import drawn_pictures, shows_pictures
+from .pictures import PictureTask
 from .settings import RecipeError
-from .task import Batch, Losses
-from .text_to_video_task import TextToVideoTask, initialize_denoiser
+from .text_to_video_task import initialize_denoiser
 
 NEW_LAYERS = ("temporal", "resampler", "prior_in", "motion_embedding", "appearance_embedding", "time_embedding")
 """Parts of names of layers that an image model does not have, or whose gradients are not scaled."""
 
 
-class HiGenTask(TextToVideoTask):
+class HiGenTask(PictureTask):
     """Videos around a clean prior, their middle frame; every few steps single frames without prior and cues."""
 
     recipe: HiGenRecipe
@@ -36,19 +35,6 @@ class HiGenTask(TextToVideoTask):
         for name, parameter in self.unet.named_parameters():
             if recipe.spatial_gradient != 1.0 and not any(part in name for part in NEW_LAYERS):
                 parameter.register_hook(lambda gradient: gradient * recipe.spatial_gradient)
-
-    def losses(self, batch: Batch, step: int) -> Losses:
-        """Those of videos, or of single frames in the recipe's share of the steps."""
-        if not shows_pictures(self.recipe.pictures, step):
-            return super().losses(batch, step)
-        mean, logvar, tokens, *_ = batch
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        pictures = drawn_pictures(self.recipe.pictures, latents)
-        return self._objective(pictures, tokens.repeat_interleave(self.recipe.pictures.per_clip, dim=0))
-
-    def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
-        pictures = latents.shape[2] == 1  # which show no direction
-        return None if pictures else super()._preference(latents, tokens, **cues)
 
     def _build_network(self) -> nn.Module:
         network = HiGenUNet(self.recipe.network, operations=TrainingOperations)

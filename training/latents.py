@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .data.captions import Split
-from .data.clips import Clips, stack_videos, to_pixels
+from .data.clips import Clips, borders_of, stack_videos, to_pixels
 from .first_stage import FrozenAutoencoder
 from .sections import Data
 from .settings import InputError, RecipeError, to_table
@@ -71,6 +71,15 @@ class Latents:
         """Mean and log-variance (B, Z, T, H, W) of the latents with these numbers, at least one."""
         means, logvars = zip(*(self._one(number) for number in numbers), strict=True)
         return torch.stack(means), torch.stack(logvars)
+
+    def borders(self) -> list[int]:
+        """Numbers from which on latents have another size, 0 and the number of latents included."""
+        ends = [
+            end
+            for end, shard, after in zip(self._ends, self.shards, self.shards[1:], strict=False)
+            if shard.mean.shape[1:] != after.mean.shape[1:]
+        ]
+        return [0, *ends, len(self)]
 
     def features(self, numbers: list[int]) -> Tensor:
         """Features of their frames (B, T, D), for latents that were encoded with them."""
@@ -137,8 +146,8 @@ def encode_clips(
     network = network.to(device)
     shards = []
     with tqdm(total=count, desc=f"encoding {split} clips", dynamic_ncols=True) as bar:
-        for number, start in enumerate(range(0, count, SHARD_CLIPS)):
-            path, indices = folder / f"{number:05d}.safetensors", range(start, min(start + SHARD_CLIPS, count))
+        for number, indices in enumerate(_shard_ranges(clips, count)):
+            path = folder / f"{number:05d}.safetensors"
             if not path.exists():
                 _write_shard(path, _encode_shard(network, clips, indices, device, mixed, bar, features))
             shards.append(_read_shard(path))
@@ -147,6 +156,15 @@ def encode_clips(
     if len(latents) < count:
         log.warning("%d of %d %s clips could not be decoded and are left out", count - len(latents), count, split)
     return latents
+
+
+def _shard_ranges(clips: Clips, count: int) -> list[range]:
+    """Numbers of the clips of each shard, which all have one size."""
+    borders = [min(border, count) for border in borders_of(clips)]
+    ranges = []
+    for first, end in itertools.pairwise(borders):
+        ranges += [range(start, min(start + SHARD_CLIPS, end)) for start in range(first, end, SHARD_CLIPS)]
+    return ranges
 
 
 def _encode_shard(

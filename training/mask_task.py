@@ -71,7 +71,9 @@ class MaskTask(TextToVideoTask):
         shown = add_noise(self.schedule, latents, level, given_noise) if perturbed else latents
         noisy = add_noise(self.schedule, latents, times, noise) * (1 - mask) + shown * mask
         told = {"noise_level": level} if perturbed else {}
-        predicted = networks[self.role](torch.cat([noisy, mask], dim=1), times, **told).float()
+        # A model of short videos is told nothing: no latent is given to it.
+        seen = torch.cat([noisy, mask], dim=1) if self.recipe.masked else noisy
+        predicted = networks[self.role](seen, times, **told).float()
         # Clean given latents have no noise that could be predicted.
         target = noise * (1 - mask) + (given_noise * mask if perturbed else 0)
         error = (predicted - target).abs() if self.recipe.masks.error == "l1" else (predicted - target).square()

@@ -1,18 +1,92 @@
-"""Steps of a video model's training on single frames of its clips.
+"""Steps of a video model's training on pictures: single frames of its clips, or pictures of their own.
 
 Shapes: B clips, Z latent channels, T, H, W latents.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from .config import HiGenRecipe, VersVideoRecipe
+from .data.clips import alike
+from .data.folder import PictureClips
 from .higen_settings import Pictures
+from .latents import FrameFeatures, Latents, encode_clips
+from .sections import FolderData, MovingShapesData
+from .task import Batch, Losses
+from .text_to_video_task import TextToVideoTask
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures that are no frames of clips: their latents, of one frame each, and captions as tokens (pictures, N)."""
+
+    latents: Latents
+    tokens: Tensor
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments (B, Z, 1, H, W) twice and tokens (B, N) of pictures of one size, by torch's random state."""
+        numbers = alike(torch.randint(len(self.latents), (count,)).tolist(), self.latents.borders())
+        return *self.latents.take(numbers), self.tokens[numbers]
+
+
+class PictureTask(TextToVideoTask):
+    """The loss on clips, and in the recipe's share of the steps on pictures, which have no cues."""
+
+    recipe: HiGenRecipe | VersVideoRecipe
+
+    def __init__(
+        self,
+        recipe: HiGenRecipe | VersVideoRecipe,
+        folder: Path,
+        device: torch.device,
+        mixed: bool,
+        frame_features: FrameFeatures | None = None,
+    ) -> None:
+        super().__init__(recipe, folder, device, mixed, frame_features)
+        self.picture_set = self._open_pictures() if recipe.pictures.path else None
+
+    def losses(self, batch: Batch, step: int) -> Losses:
+        """Those of clips, or of pictures: as many for each clip of the batch as the recipe says."""
+        settings = self.recipe.pictures
+        if not shows_pictures(settings, step):
+            return super().losses(batch, step)
+        mean, logvar, tokens, *_ = batch
+        if self.picture_set is not None:
+            drawn = self.picture_set.draw(len(mean) * settings.per_clip)
+            mean, logvar, tokens = (part.to(self.device) for part in drawn)
+            return self._objective(self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32)), tokens)
+        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        return self._objective(drawn_pictures(settings, latents), tokens.repeat_interleave(settings.per_clip, dim=0))
+
+    def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
+        pictures = latents.shape[2] == 1  # which show no direction
+        return None if pictures else super()._preference(latents, tokens, **cues)
+
+    def _open_pictures(self) -> PictureSet:
+        recipe, data = self.recipe, self.recipe.data
+        pictures = FolderData(
+            path=recipe.pictures.path,
+            frames=1,
+            held_out=0,
+            size=data.size,
+            width=None if isinstance(data, MovingShapesData) else data.width,
+            height=None if isinstance(data, MovingShapesData) else data.height,
+            buckets=data.buckets if isinstance(data, FolderData) else None,
+        )
+        clips = PictureClips(pictures, "train")
+        latents = encode_clips(
+            self.autoencoder, clips.settings, clips, "train", len(clips), self._cache, self.device, self._mixed
+        )
+        return PictureSet(latents, self._tokens_of(latents.captions))
 
 
 def shows_pictures(settings: Pictures, step: int) -> bool:
-    """Whether a step is on single frames: spread evenly, in their share, from their start on."""
+    """Whether a step is on pictures: spread evenly, in their share, from their start on."""
     return step >= settings.start and int((step + 1) * settings.share) != int(step * settings.share)
 
 

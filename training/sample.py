@@ -26,10 +26,12 @@ from .data.video_files import write_video
 from .export import Trained
 from .image_model import open_image_model
 from .moving_unet import MovingModel
-from .sections import MovingShapesData, frame_size
+from .sections import frame_size
 from .settings import InputError
 
 BATCH = 16
+FPS = 8
+"""Of what is written by models whose clips have no frame rate."""
 
 
 class Sampler:
@@ -123,7 +125,7 @@ def write_samples(
     """Write a video per caption and captions.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     data = sampler.recipe.data
-    fps = data.fps if isinstance(data, MovingShapesData) else 8
+    fps = data.fps or FPS
     with (folder / "captions.jsonl").open("w", encoding="utf-8") as lines:
         for start in tqdm(range(0, len(captions), BATCH), desc="sampling", dynamic_ncols=True):
             part = captions[start : start + BATCH]

@@ -25,11 +25,9 @@ class MovingShapesData(MovingShapesConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderData:
-    """Videos, or folders of frames, with captions in a folder."""
+class VideoData:
+    """How clips are cut out of videos."""
 
-    kind: Literal["folder"] = setting("folder", doc="videos (and captions) in a folder")
-    path: str = setting(doc="folder with videos or folders of frames (jpg, png), and captions.jsonl or a .txt each")
     size: int = setting(256, minimum=8, doc="frames: short side resized to this, centre cropped to a square (pixels)")
     frames: int = setting(16, minimum=1, doc="consecutive frames of a clip")
     stride: int = setting(1, minimum=1, doc="every n-th frame of the video is used")
@@ -39,20 +37,99 @@ class FolderData:
         None, minimum=8, doc="with height, instead of a square: frames cover both, and are centre cropped (pixels)"
     )
     height: int | None = setting(None, minimum=8, doc="see width")
+    fps: float | None = setting(
+        None,
+        above=0,
+        doc="instead of stride: frames per second of clips; frames of the video that are nearest in time are used",
+    )
 
     @property
     def sides(self) -> dict[str, int]:
         """Settings that say how large frames are, in pixels: height and width, or one for both."""
         return {"height": self.height, "width": self.width} if self.height and self.width else {"size": self.size}
 
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.stride != 1:
+            raise ValueError(f"stride: found {self.stride} beside fps = {self.fps}, expected one of both")
 
-Data = MovingShapesData | FolderData
+    @property
+    def frame_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of frames, of each kind of clip, in pixels."""
+        pixels = list(self.sides.values())
+        return [(pixels[0], pixels[-1])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderData(VideoData):
+    """Videos, or folders of frames, with captions in a folder."""
+
+    kind: Literal["folder"] = setting("folder", doc="videos (and captions) in a folder")
+    path: str = setting(
+        doc="folder with videos or folders of frames (jpg, png), and captions.jsonl, captions.csv or a .txt each"
+    )
+    captions: str | None = setting(
+        None,
+        doc="another file of captions, .jsonl or .csv, in the folder or anywhere: columns file and caption, or "
+        "WebVid's videoid, page_dir, name; only videos that it names are used",
+    )
+    buckets: tuple[tuple[int, int], ...] | None = setting(
+        None,
+        doc="instead of size: widths and heights such as [[576, 320], [320, 576]]; each video has those that are "
+        "nearest to its own shape, and all clips of a batch have the same",
+    )
+    check: bool | None = setting(
+        None,
+        doc="false: videos are not all opened before training (WebVid: hours); those that cannot be used are replaced "
+        "by the next one when their turn comes, and counted",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.buckets is None:
+            return
+        if not self.buckets or min(map(min, self.buckets)) < 8:
+            raise ValueError(f"buckets: found {self.buckets}, expected widths and heights of at least 8 pixels")
+        if self.width is not None or self.height is not None:
+            raise ValueError("buckets: found width or height beside them, expected one of both")
+        if self.check is False:
+            raise ValueError("check: found false beside buckets, expected videos that are opened: they say their shape")
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Settings that say how large frames are, in pixels."""
+        if self.buckets is None:
+            return super().sides
+        names = ("width", "height")
+        pairs = ((f"buckets[{place}], {name}", pixels) for place, bucket in enumerate(self.buckets)
+                 for name, pixels in zip(names, bucket, strict=True))  # fmt: skip
+        return dict(pairs)
+
+    @property
+    def frame_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of frames, of each bucket."""
+        return super().frame_sizes if self.buckets is None else [(height, width) for width, height in self.buckets]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardData(VideoData):
+    """Videos with captions in .tar files, as webdataset writes them: for more of them than a file system likes."""
+
+    kind: Literal["shards"] = setting("shards", doc="videos and captions in .tar files (webdataset)")
+    path: str = setting(doc="folder of .tar files, or a pattern such as shards/{00000..00099}.tar or shards/*.tar")
+    index: str | None = setting(
+        None, doc="folder where it is kept what is in which file and where; without: beside the files"
+    )
+    buffer: int = setting(
+        10000, minimum=1, doc="clips that are shuffled among each other, of files that come in another order each epoch"
+    )
+
+
+Data = MovingShapesData | FolderData | ShardData
 
 
 def frame_size(data: Data) -> tuple[int, int]:
-    """Height and width of frames in pixels."""
-    pixels = list(data.sides.values())
-    return pixels[0], pixels[-1]
+    """Height and width of frames in pixels, of the first bucket where there are such."""
+    return (data.size, data.size) if isinstance(data, MovingShapesData) else data.frame_sizes[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.show1 import LATENT
 from .config import Show1Recipe
 from .data.captions import Split
-from .data.clips import Clips, stack_videos
+from .data.clips import Clips, stack_readable, streams_of
+from .data.shards import ShardClips
 from .latents import Latents
 from .operations import TrainingOperations
 from .settings import Table
@@ -43,7 +44,13 @@ class Show1Task(TextToVideoTask):
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Windows (B, C, T, H, W) uint8, nothing in place of a variance, tokens (B, N)."""
-        return *self.train_latents.take(indices.tolist(), epochs.tolist()), self.tokens[indices]
+        frames, numbers = self.train_latents.windows(indices.tolist(), epochs.tolist())
+        return frames, torch.empty(len(indices), 0), self.tokens[numbers]
+
+    @property
+    def streams(self) -> ShardClips | None:
+        """Archives that all clips are read from in training."""
+        return streams_of(self.clips) if self.clip_count == len(self.clips) else None
 
     def _open_first_stage(self, folder: Path) -> None:
         """Nothing: clips are their own latents."""
@@ -95,13 +102,16 @@ class WindowedClips(Latents):
 
     def take(self, numbers: list[int], epochs: list[int] | None = None) -> tuple[Tensor, Tensor]:
         """Windows (B, C, T, H, W) uint8 as their epochs, by default the first, see them; and nothing (B, 0)."""
-        epochs = [0] * len(numbers) if epochs is None else epochs
-        videos, _ = stack_videos(self._clips, numbers, epochs)
+        return self.windows(numbers, [0] * len(numbers) if epochs is None else epochs)[0], torch.empty(len(numbers), 0)
+
+    def windows(self, numbers: list[int], epochs: list[int]) -> tuple[Tensor, list[int]]:
+        """Windows (B, C, T, H, W) uint8 as their epochs see them, and the numbers of their clips."""
+        videos, numbers = stack_readable(self._clips, numbers, epochs)
         chosen = torch.stack([self._window(*each) for each in zip(videos, numbers, epochs, strict=True)])
         frames = chosen.movedim(-1, 1)
         if self._shrink > 1:
             frames = shrunk(frames.float(), self._shrink).round().to(torch.uint8)
-        return frames.contiguous(), torch.empty(len(numbers), 0)
+        return frames.contiguous(), numbers
 
     def _window(self, video: Tensor, number: int, epoch: int) -> Tensor:
         start = int(np.random.default_rng((self._seed, number, epoch)).choice(self.starts))

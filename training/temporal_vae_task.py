@@ -17,7 +17,7 @@ from ..kernels.networks.temporal_vae import TemporalDecoder, TemporalVAE, Tempor
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from ..model_loaders.temporal_vae import TEMPORAL_VAE
 from .config import TemporalVAERecipe
-from .data.clips import open_clips, stack_videos, to_pixels
+from .data.clips import open_clips, stack_readable, stack_videos, streams_of, to_pixels
 from .discriminator import PatchDiscriminator
 from .first_stage import FrozenAutoencoder, ImageAutoencoder, latent_layout, load_autoencoder
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, to_frames
@@ -34,7 +34,7 @@ class TemporalVAETask:
         self.autoencoder = load_autoencoder(recipe.autoencoder, folder).to(device)
         self._check_autoencoder()
         self.clips, self.held_out = open_clips(recipe.data, "train"), open_clips(recipe.data, "held_out")
-        self.clip_count = len(self.clips)
+        self.clip_count, self.streams = len(self.clips), streams_of(self.clips)
         self.rare_clips: RareClips | None = None
         widths = [_width(place) for place in decoder_places(self.autoencoder)]
         config = TemporalVAEConfig(
@@ -62,7 +62,7 @@ class TemporalVAETask:
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Clips (B, T, H, W, 3) uint8."""
-        return (stack_videos(self.clips, indices.tolist(), epochs.tolist())[0],)
+        return (stack_readable(self.clips, indices.tolist(), epochs.tolist())[0],)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Absolute error, perceptual, adversarial and consistency loss, and the discriminator's."""

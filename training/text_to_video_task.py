@@ -22,7 +22,7 @@ from ..model_loaders.checkpoint import MODEL
 from . import checkpoints
 from .config import AddedRecipe, DiffusionRecipe, ExpertRecipe, MaskRecipe, Show1Recipe, TextToVideoRecipe
 from .data.captions import Split, with_other_directions
-from .data.clips import Clips, open_clips, stack_videos, to_pixels
+from .data.clips import Clips, alike, open_clips, stack_videos, to_pixels
 from .first_stage import latent_layout, load_autoencoder
 from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
@@ -69,6 +69,7 @@ class TextToVideoTask:
         self._rare(texts)
         text = self._open_text(texts)
         self._check_width(text.width)
+        self._tokens_of = text.tokens
         self.train_latents = self._encode(self.clips, "train", clip_count)
         self.held_out_latents = self._encode(held_out, "held_out", min(recipe.run.validation_clips, len(held_out)))
         self.clip_count = len(self.train_latents)
@@ -127,8 +128,8 @@ class TextToVideoTask:
 
     def batch(self, indices: Tensor, epochs: Tensor) -> Batch:
         """Moments (B, Z, T, H, W) twice, tokens (B, N) and what cues are made of, the same in every epoch."""
-        numbers = indices.tolist()
-        return *self.train_latents.take(numbers), self.tokens[indices], *self._extras(self.train_latents, numbers)
+        numbers = alike(indices.tolist(), self.train_latents.borders())
+        return *self.train_latents.take(numbers), self.tokens[numbers], *self._extras(self.train_latents, numbers)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Weighted mean squared error of the noise or velocity.
@@ -190,9 +191,10 @@ class TextToVideoTask:
         """The loss on held-out captions over fixed times and noise."""
         if not len(self.held_out_latents):
             return {}
-        numbers = list(range(len(self.held_out_latents)))
+        # Of all sizes the first: a validation is one batch.
+        numbers = list(range(self.held_out_latents.borders()[1]))
         mean, logvar = self.held_out_latents.take(numbers)
-        kept = (self.held_out_tokens, *self._extras(self.held_out_latents, numbers))
+        kept = (self.held_out_tokens[numbers], *self._extras(self.held_out_latents, numbers))
         losses = []
         for time in VALIDATION_TIMES:
             if time >= len(self.weights):
@@ -269,7 +271,8 @@ class TextToVideoTask:
         """The latent space: pixels and frames per latent, scale and shift, and the colours of a preview."""
         data = self.recipe.data
         scale, shift = self._scale_and_shift()
-        videos, _ = stack_videos(self.clips, self.train_latents.indices[:PREVIEW_CLIPS])
+        shown = min(PREVIEW_CLIPS, self.train_latents.borders()[1])
+        videos, _ = stack_videos(self.clips, self.train_latents.indices[:shown])
         mean, _ = self.train_latents.take(list(range(len(videos))))
         factors, bias = fit_preview(scale * (mean.float() + shift), to_pixels(videos))
         return {

@@ -22,7 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import checkpoints
-from .batches import BatchQueue, ShuffledClips
+from .batches import BatchQueue, clip_order
 from .config import Recipe
 from .ema import Ema
 from .metrics import Meter, MetricsFile, draw_curves, read_rows
@@ -104,7 +104,7 @@ class Trainer:
         first, last = self.step, settings.steps if max_steps is None else min(settings.steps, self.step + max_steps)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
         self._write_description()
-        clips = ShuffledClips(self.task.clip_count, self.recipe.seed, self.task.rare_clips)
+        clips = clip_order(self.task, self.recipe.seed)
         queue = BatchQueue(self.task.batch, clips, settings.batch_size, self.clips_seen)
         bar = tqdm(total=settings.steps, initial=self.step, desc=self.recipe.task, dynamic_ncols=True)
         self._mark = (time.perf_counter(), self.clips_seen)

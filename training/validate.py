@@ -75,6 +75,8 @@ def validate(recipe: Recipe, name: str) -> None:
         raise RecipeError(f"{name}: {error}") from error
 
 
+# Tasks that take clips of several sizes.
+_BUCKETED = ("text_to_video", "higen", "versvideo", "expert", "temporal_vae")
 # Tasks whose networks take frames of any height and width.
 _RECTANGULAR = (
     "temporal_vae",
@@ -101,7 +103,12 @@ def _validate_parts(recipe: Recipe) -> None:
 
 def _validate_sides(recipe: Recipe) -> None:
     data = recipe.data
-    if data.kind != "folder" or (data.width is None and data.height is None):
+    if data.kind == "folder" and data.buckets is not None and recipe.task not in _BUCKETED:
+        raise RecipeError(
+            f"data.buckets: found them with the task {recipe.task!r}, whose clips have one size; expected "
+            f"data.size, or one of the tasks {', '.join(_BUCKETED)}"
+        )
+    if data.kind == "moving_shapes" or (data.width is None and data.height is None):
         return
     if data.width is None or data.height is None:
         given, missing = ("width", "height") if data.height is None else ("height", "width")
@@ -203,10 +210,15 @@ def _validate_attention(network: TextToVideoUNetConfig | LatentVideoUNetConfig) 
 def _validate_mask(recipe: MaskRecipe) -> None:
     network, masks, length = recipe.network, recipe.masks, recipe.latents.length
     _at_least_one("network.num_heads", network.num_heads)
-    if network.in_channels != network.out_channels + 1:
+    if network.in_channels not in (network.out_channels, network.out_channels + 1):
         raise RecipeError(
             f"network.in_channels: found {network.in_channels}, expected network.out_channels + 1 = "
-            f"{network.out_channels + 1}: the mask is behind the latents"
+            f"{network.out_channels + 1}: the mask is behind the latents; or without a mask {network.out_channels}"
+        )
+    if not recipe.masked and (masks.first or masks.ends or masks.levels or network.noise_levels):
+        raise RecipeError(
+            f"network.in_channels: found {network.in_channels}, which leaves no place for a mask; expected "
+            "masks.first, masks.ends, masks.levels and network.noise_levels of 0 with it"
         )
     if network.noise_levels < masks.levels:
         raise RecipeError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..kernels.layers.excitation import MultiExcitation
 from ..kernels.layers.experts import ExpertFeedForward, exchange_experts
@@ -19,13 +19,12 @@ from . import checkpoints
 from .config import VersVideoRecipe
 from .first_stage import latent_layout
 from .operations import TrainingOperations
-from .pictures import drawn_pictures, shows_pictures
+from .pictures import PictureTask
 from .settings import RecipeError
-from .task import Batch, Losses
-from .text_to_video_task import TextToVideoTask, initialize_denoiser
+from .text_to_video_task import initialize_denoiser
 
 
-class VersVideoTask(TextToVideoTask):
+class VersVideoTask(PictureTask):
     """Squared error of the velocity on clips, and in a share of the steps on single frames."""
 
     recipe: VersVideoRecipe
@@ -38,22 +37,9 @@ class VersVideoTask(TextToVideoTask):
             tensors, _ = read_tensors(Path(source))
             start_from_image_model(self.unet, tensors, Path(source).name)
 
-    def losses(self, batch: Batch, step: int) -> Losses:
-        """Those of clips, or of single frames."""
-        if not shows_pictures(self.recipe.pictures, step):
-            return super().losses(batch, step)
-        mean, logvar, tokens, *_ = batch
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
-        pictures = drawn_pictures(self.recipe.pictures, latents)
-        return self._objective(pictures, tokens.repeat_interleave(self.recipe.pictures.per_clip, dim=0))
-
     def after_step(self) -> None:
         """Experts come closer to each other (Eq. 7)."""
         exchange_experts(self.unet, self.recipe.exchange)
-
-    def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
-        pictures = latents.shape[2] == 1  # which show no direction
-        return None if pictures else super()._preference(latents, tokens, **cues)
 
     def _build_network(self) -> nn.Module:
         network = VersVideoUNet(self.recipe.network, operations=TrainingOperations)

@@ -18,5 +18,6 @@ def flicker(video: Tensor) -> Tensor:
     """
     if video.shape[-4] < 3:
         raise ValueError(f"A clip of {video.shape[-4]} frames has no flicker: give at least 3.")
-    windows = video.unfold(-4, 3, 1)  # a frame with its neighbours, (..., T-2, H, W, C, 3)
+    # A frame with its neighbours, (..., T-2, H, W, C, 3); torch's median is wrong on frames that share their memory.
+    windows = video.contiguous().unfold(-4, 3, 1)
     return (windows[..., 1] - windows.median(dim=-1).values).abs().mean(dim=(-4, -3, -2, -1))

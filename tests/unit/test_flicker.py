@@ -25,6 +25,11 @@ def test_fades_and_cuts_have_none():
     assert flicker(fade) == 0 and flicker(cut) == 0
 
 
+def test_a_still_that_lies_in_memory_once_has_none():
+    """Frames that share their memory, as expanded ones do: torch's median would be wrong on them."""
+    assert flicker(torch.rand(1, 4, 4, 3, generator=torch.manual_seed(0)).expand(5, -1, -1, -1)) == 0
+
+
 def test_alternating_brightness_is_counted_in_full():
     """Each inner frame lies beyond both of its neighbours by the whole difference."""
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(6).view(-1, 1, 1, 1)

@@ -25,12 +25,13 @@ OURS = {
     "model_loaders.bridge": {"kernels", "model_loaders"},
     "nodes": {"kernels", "model_loaders", "model_loaders.bridge"},
     "training": {"kernels", "model_loaders"},
-    "benchmarks": {"kernels", "model_loaders"},
+    "benchmarks": {"kernels", "model_loaders", "training"},
     "tools": set(),
     # Makes the workflow files; nothing that dev.py needs before its set-up imports it.
     "tools.workflows": {"tools"},
 }
-IMPORTED_AS = {"opencv-python-headless": "cv2", "pillow": "PIL"}
+IMPORTED_AS = {"opencv-python-headless": "cv2", "pillow": "PIL", "torch-fidelity": "torch_fidelity"}
+OPTIONAL = {"torchcodec"}  # used where it is installed; PyAV does without
 REQUIRED = re.findall(r"^[\w-]+", (ROOT / "training" / "requirements.txt").read_text(), re.MULTILINE)
 TRAINER = {IMPORTED_AS.get(name, name) for name in REQUIRED}
 PACKAGES = {
@@ -38,7 +39,7 @@ PACKAGES = {
     "model_loaders": {"torch", "safetensors"},
     "model_loaders.bridge": {"torch", "safetensors", "av"} | COMFYUI,
     "nodes": {"torch", "comfy_api", "comfyui_version", "folder_paths"},
-    "training": TRAINER,
+    "training": TRAINER | OPTIONAL,
     "benchmarks": TRAINER,
     "tools": set(),
     "tools.workflows": {"av", "playwright"},

@@ -141,7 +141,7 @@ def test_files_that_break_later_are_named(folder):
     with pytest.raises(InputError, match="00001.mp4: cannot be read as a video: Invalid data"):
         clips[1]
     write_video(folder / "00001.mp4", np.zeros((2, 32, 32, 3), np.uint8), 8)
-    with pytest.raises(InputError, match="00001.mp4: . of the frames range.* could be decoded, expected 4"):
+    with pytest.raises(InputError, match="00001.mp4: . of the frames . to . could be decoded, expected 4"):
         clips[1]
 
 

@@ -29,6 +29,7 @@ INTERPOLATION = (
     "masks.ends=0.9",
     "network.temporal_length=5",
 )
+SHORT = ("network.in_channels=4", "network.noise_levels=0", "masks.first=0.0", "masks.ends=0.0", "masks.levels=0")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,9 @@ def recipe_of(autoencoder, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("changes", [(), INTERPOLATION], ids=["prediction", "interpolation"])
+@pytest.mark.parametrize(
+    "changes", [(), INTERPOLATION, SHORT], ids=["prediction", "interpolation", "short videos, nothing given"]
+)
 def test_twenty_steps_resume_exactly_and_are_read_back(recipe_of, changes, tmp_path):
     start(recipe_of(*changes), tmp_path / "straight", CPU).run()
     start(recipe_of(*changes), tmp_path / "resumed", CPU).run(max_steps=11)
@@ -156,7 +159,11 @@ def test_it_goes_on_from_a_model_without_masks(recipe_of, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("network.in_channels=4", r"network.in_channels: found 4, expected network.out_channels \+ 1 = 5"),
+        ("network.in_channels=6", r"network.in_channels: found 6, expected network.out_channels \+ 1 = 5"),
+        (
+            "network.in_channels=4",
+            "network.in_channels: found 4, which leaves no place for a mask; expected masks.first",
+        ),
         ("network.noise_levels=8", "network.noise_levels: found 8, expected at least masks.levels = 250"),
         ("masks.ends=0.6", "masks.first, masks.ends: found 0.5 and 0.6, expected a sum of at most 1"),
         ("masks.counts=[3]", r"latents.length: found 3, expected more than the most latents that are given \(3\)"),

@@ -3,263 +3,217 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import os
-import re
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
-from ..sections import FolderData, frame_size
+from ..sections import FolderData
 from ..settings import InputError, RecipeError
+from .caption_files import find_list, read_list
 from .captions import Split
-from .video_files import count_frames, read_frames
+from .sources import (
+    ANIMATIONS,
+    PICTURES,
+    VIDEOS,
+    AnimatedPicture,
+    Extent,
+    FrameFolder,
+    Picture,
+    Source,
+    VideoFile,
+    find_pictures,
+    find_sources,
+)
+from .video_clips import VideoClips, frame_numbers
 
-VIDEOS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif"}
-ANIMATIONS = {".webp"}
-"""FFmpeg does not decode them."""
-IMAGES = {".jpg", ".jpeg", ".png"}
 SHOWN = 3
 """Unusable clips that a warning names."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class MediaFile:
-    """A clip's source: one file."""
+class _Found:
+    """A source with its caption and, where it was opened already, its extent."""
 
-    path: Path
-
-    def captions_file(self) -> Path:
-        """Where a caption of this video alone lies."""
-        return self.path.with_suffix(".txt")
-
-    def stamp(self) -> tuple[int, ...]:
-        """Numbers that change with the file: size, time of the last change (ns)."""
-        status = self.path.stat()
-        return status.st_size, status.st_mtime_ns
+    source: Source
+    caption: str
+    extent: Extent | None = None
 
 
-@dataclass(frozen=True)
-class VideoFile(MediaFile):
-    """A video."""
-
-    def length(self) -> int:
-        """Frames; raises InputError when it cannot be decoded."""
-        return count_frames(self.path)
-
-    def frames(self, chosen: range) -> list[av.VideoFrame]:
-        """The chosen frames; raises InputError when one cannot be decoded."""
-        return read_frames(self.path, chosen)
-
-
-@dataclass(frozen=True)
-class AnimatedPicture(MediaFile):
-    """A picture of several frames."""
-
-    def length(self) -> int:
-        """Frames; raises InputError when the first one cannot be decoded."""
-        with _opened(self.path) as picture:
-            picture.load()
-            count: int = getattr(picture, "n_frames", 1)
-        return count
-
-    def frames(self, chosen: range) -> list[av.VideoFrame]:
-        """The chosen frames; raises InputError when one cannot be decoded."""
-        frames = []
-        with _opened(self.path) as picture:
-            for number in chosen:
-                picture.seek(number)
-                frames.append(av.VideoFrame.from_image(picture.convert("RGB")))
-        return frames
-
-
-@dataclass(frozen=True)
-class FrameFolder:
-    """A clip's source: a folder of images, one per frame, in the order of the numbers in their names."""
-
-    path: Path
-
-    def captions_file(self) -> Path:
-        """Where a caption of this folder alone lies: beside it."""
-        return self.path.with_name(f"{self.path.name}.txt")
-
-    def stamp(self) -> tuple[int, ...]:
-        """Numbers that change with the files: how many, their size, time of the last change (ns)."""
-        found = [path.stat() for path in self._images()]
-        newest = max(status.st_mtime_ns for status in [*found, self.path.stat()])
-        return len(found), sum(status.st_size for status in found), newest
-
-    def length(self) -> int:
-        """Frames; raises InputError when the first one is no image."""
-        images = self._images()
-        _read_image(images[0])
-        return len(images)
-
-    def frames(self, chosen: range) -> list[av.VideoFrame]:
-        """The chosen frames; raises InputError when one cannot be decoded."""
-        images = self._images()
-        return [_read_image(images[number]) for number in chosen]
-
-    def _images(self) -> list[Path]:
-        found = (path for path in self.path.iterdir() if path.suffix.lower() in IMAGES)
-        return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in _parts(path.name)])
-
-
-Source = VideoFile | AnimatedPicture | FrameFolder
-
-
-class FolderClips:
+class FolderClips(VideoClips):
     """Map-style data set of (frames uint8 (T, H, W, 3), caption).
 
     Where a clip begins in its video follows seed, epoch and index. Videos that cannot be used are left out with a
-    warning that counts them; RecipeError when too few remain.
+    warning that counts them; RecipeError when too few remain. With `check = false` they are found when they are read.
     """
 
+    settings: FolderData
+    sources: list[Source]
+
+    _sources = staticmethod(find_sources)
+    """All that is in a folder."""
+
     def __init__(self, settings: FolderData, split: Split) -> None:
-        self.settings = settings
         self.folder = Path(settings.path)
-        self.needed = (settings.frames - 1) * settings.stride + 1
-        """Frames of a video that a clip spans."""
-        captions = read_captions(self.folder)
-        usable = self._usable(warn=split == "train")  # both splits see the same list
-        border = len(usable) - settings.held_out
-        chosen = usable[:border] if split == "train" else usable[border:]
-        self.sources = [source for source, _ in chosen]
-        self.lengths = [length for _, length in chosen]
-        self.captions = [captions.get(self._name(source), "") for source in self.sources]
+        found = self._listed(settings)
+        if settings.check is not False:
+            found = self._usable(settings, found, warn=split == "train")  # both splits see the same list
+        elif len(found) <= settings.held_out:
+            raise RecipeError(
+                f"data.path: {len(found)} clips in {self.folder}, expected more than data.held_out = "
+                f"{settings.held_out}"
+            )
+        border = len(found) - settings.held_out
+        chosen = found[:border] if split == "train" else found[border:]
+        # Clips of a size lie side by side; the order is otherwise that of the paths.
+        buckets = [_bucket(settings, each.extent) for each in chosen]
+        order = sorted(range(len(chosen)), key=lambda place: buckets[place])
+        chosen, self.buckets = [chosen[place] for place in order], [buckets[place] for place in order]
+        super().__init__(settings, [each.source for each in chosen], [each.caption for each in chosen])
+        changes = [place for place in range(1, len(order)) if self.buckets[place] != self.buckets[place - 1]]
+        self._borders = [0, *changes, len(order)]
+        self.extents = [each.extent for each in chosen]
+        self.unchecked = settings.check is False
 
-    def __len__(self) -> int:
-        return len(self.sources)
+    @property
+    def lengths(self) -> list[int]:
+        """Frames of the videos that have been opened."""
+        return [extent.frames for extent in self.extents if extent is not None]
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        return self.load(index)
+    def extent(self, index: int) -> Extent:
+        """How long a video is."""
+        return self.extents[index] or self.sources[index].extent()
 
-    def load(self, index: int, epoch: int = 0) -> tuple[np.ndarray, str]:
-        """A clip as an epoch sees it; raises InputError when its video cannot be decoded."""
-        rng = np.random.default_rng((self.settings.seed, epoch, index))
-        start = int(rng.integers(self.lengths[index] - self.needed + 1))
-        frames = self.sources[index].frames(range(start, start + self.needed, self.settings.stride))
-        return np.stack([_cropped(frame, *frame_size(self.settings)) for frame in frames]), self.captions[index]
+    def frame_size(self, index: int) -> tuple[int, int]:
+        """Height and width of a clip's frames: those of its bucket."""
+        return self.settings.frame_sizes[self.buckets[index]]
 
-    def texts(self, count: int) -> list[str]:
-        """The captions of the first `count` clips."""
-        return self.captions[:count]
+    def borders(self) -> list[int]:
+        """Numbers of the clips at which another bucket begins, 0 and the number of clips included."""
+        return self._borders
 
-    def fingerprint(self, count: int) -> list[object]:
-        """What the first `count` clips are made of: names, sizes, times of change and captions."""
-        pairs = zip(self.sources[:count], self.captions, strict=False)
-        return [(self._name(source), source.stamp(), caption) for source, caption in pairs]
+    def name(self, index: int) -> str:
+        """A source inside the folder."""
+        return self.sources[index].path.relative_to(self.folder).as_posix()
 
-    def _name(self, source: Source) -> str:
-        return source.path.relative_to(self.folder).as_posix()
-
-    def _usable(self, warn: bool) -> list[tuple[Source, int]]:
-        """Sources that are long enough and can be decoded, with their lengths."""
-        sources = find_sources(self.folder)
-        with ThreadPoolExecutor() as pool:
-            found = pool.map(lambda source: _inspect(source, source.stamp()), sources)
-            quiet = len(sources) < 1000
-            lengths = list(tqdm(found, "checking videos", len(sources), disable=quiet, dynamic_ncols=True))
-        usable: list[tuple[Source, int]] = []
-        wrong: list[str] = []
-        for source, length in zip(sources, lengths, strict=True):
-            if isinstance(length, str):
-                wrong.append(length)
-            elif length < self.needed:
-                wrong.append(f"{source.path}: {length} frames, expected at least {self.needed}")
+    def _listed(self, settings: FolderData) -> list[_Found]:
+        """All sources of the folder, or those that a list of captions names, sorted by path."""
+        if settings.captions is None:
+            captions = read_captions(self.folder, self._sources)
+            sources = self._sources(self.folder)
+            placed = ((source, source.path.relative_to(self.folder).as_posix()) for source in sources)
+            return [_Found(source, captions.get(name, "")) for source, name in placed]
+        if not self.folder.is_dir():
+            raise RecipeError(f"{self.folder}: no such folder of videos")
+        path = find_list(self.folder, settings.captions)
+        assert path is not None
+        found: dict[Path, _Found] = {}
+        missing: list[str] = []
+        for names, caption in read_list(path):
+            there = [source for name in names if name and (source := self._source_at(self.folder / name))]
+            if there:
+                found[there[0].path] = _Found(there[0], caption)
             else:
-                usable.append((source, length))
-        reasons = "; ".join(wrong[:SHOWN]) + (" ..." if len(wrong) > SHOWN else "")
-        if len(usable) <= self.settings.held_out:
+                missing.append(names[0])
+        if missing:
+            log.warning(
+                "%d of %d videos of %s are not in %s: %s",
+                len(missing),
+                len(missing) + len(found),
+                path,
+                self.folder,
+                _shown(missing, ", "),
+            )
+        return [found[place] for place in sorted(found)]
+
+    @staticmethod
+    def _source_at(path: Path) -> Source | None:
+        """What a list names: a file by its kind, or a folder of frames."""
+        if path.suffix.lower() in VIDEOS and path.is_file():
+            return VideoFile(path)
+        if path.suffix.lower() in ANIMATIONS and path.is_file():
+            return AnimatedPicture(path)
+        return FrameFolder(path) if path.is_dir() else None
+
+    def _usable(self, settings: FolderData, listed: list[_Found], warn: bool) -> list[_Found]:
+        """Sources that are long enough and can be decoded, with their lengths."""
+        sources = [each.source for each in listed]
+        with ThreadPoolExecutor() as pool:
+            inspected = pool.map(lambda source: _inspect(source, source.stamp()), sources)
+            quiet = len(sources) < 1000
+            extents = list(tqdm(inspected, "checking videos", len(sources), disable=quiet, dynamic_ncols=True))
+        usable: list[_Found] = []
+        wrong: list[str] = []
+        for each, extent in zip(listed, extents, strict=True):
+            try:
+                if isinstance(extent, str):
+                    raise InputError(extent)
+                frame_numbers(settings, extent, each.source.path, None)
+                usable.append(_Found(each.source, each.caption, extent))
+            except InputError as error:
+                wrong.append(str(error))
+        reasons = _shown(wrong, "; ")
+        if len(usable) <= settings.held_out:
             raise RecipeError(
                 f"data.path: {len(usable)} usable clips in {self.folder}, expected more than data.held_out = "
-                f"{self.settings.held_out}" + (f" ({len(wrong)} left out: {reasons})" if wrong else "")
+                f"{settings.held_out}" + (f" ({len(wrong)} left out: {reasons})" if wrong else "")
             )
         if wrong and warn:
             log.warning("%d of %d clips in %s are left out: %s", len(wrong), len(sources), self.folder, reasons)
         return usable
 
 
-def find_sources(folder: Path) -> list[Source]:
-    """The videos in a folder and in the folders in it, and all folders in it that hold images, sorted by path."""
-    found: list[Source] = []
-    for place, _, names in os.walk(folder):
-        path = Path(place)
-        found += [VideoFile(path / name) for name in names if Path(name).suffix.lower() in VIDEOS]
-        found += [AnimatedPicture(path / name) for name in names if Path(name).suffix.lower() in ANIMATIONS]
-        if path != folder and any(Path(name).suffix.lower() in IMAGES for name in names):
-            found.append(FrameFolder(path))
-    return sorted(found, key=lambda source: source.path)
+class PictureClips(FolderClips):
+    """The same of images: each is a clip of one frame."""
+
+    _sources = staticmethod(find_pictures)
+
+    @staticmethod
+    def _source_at(path: Path) -> Source | None:
+        return Picture(path) if path.suffix.lower() in PICTURES and path.is_file() else None
 
 
-def read_captions(folder: Path) -> dict[str, str]:
-    """Captions by name inside the folder: from captions.jsonl (keys file, caption), else one .txt beside each video.
+def read_captions(folder: Path, sources: Callable[[Path], list[Source]] = find_sources) -> dict[str, str]:
+    """Captions by name inside the folder: from captions.jsonl (keys file, caption) or captions.csv, else one .txt
+    beside each.
 
-    Raises RecipeError when the folder does not exist or a line of captions.jsonl is not usable.
+    Raises RecipeError when the folder does not exist or a line of a list is not usable.
     """
     if not folder.is_dir():
         raise RecipeError(f"{folder}: no such folder of videos")
-    listed = folder / "captions.jsonl"
-    if not listed.exists():
-        texts = ((source.path, source.captions_file()) for source in find_sources(folder))
+    listed = find_list(folder)
+    if listed is None:
+        texts = ((source.path, source.captions_file()) for source in sources(folder))
         return {
             path.relative_to(folder).as_posix(): text.read_text(encoding="utf-8").strip()
             for path, text in texts
             if text.exists()
         }
-    captions: dict[str, str] = {}
-    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            captions[row["file"]] = row["caption"]
-        except (json.JSONDecodeError, TypeError, KeyError) as error:
-            raise RecipeError(f'{listed}, line {number}: expected {{"file": ..., "caption": ...}}') from error
-    return captions
+    return {name: caption for names, caption in read_list(listed) for name in names}
+
+
+def _bucket(settings: FolderData, extent: Extent | None) -> int:
+    """The frame size that is nearest in shape to a video's own."""
+    sizes = settings.frame_sizes
+    if extent is None or len(sizes) == 1:
+        return 0
+    shape = extent.width / extent.height
+    return min(range(len(sizes)), key=lambda place: abs(math.log(shape * sizes[place][0] / sizes[place][1])))
+
+
+def _shown(texts: list[str], between: str) -> str:
+    return between.join(texts[:SHOWN]) + (" ..." if len(texts) > SHOWN else "")
 
 
 @functools.cache
-def _inspect(source: Source, stamp: tuple[int, ...]) -> int | str:
-    """Frames of a source, or what is wrong with it; looked at once until its stamp changes."""
+def _inspect(source: Source, stamp: tuple[int, ...]) -> Extent | str:
+    """The extent of a source, or what is wrong with it; looked at once until its stamp changes."""
     try:
-        return source.length()
+        return source.extent()
     except InputError as error:
         return str(error)
-
-
-def _parts(name: str) -> Sequence[str]:
-    """Text and numbers of a name in turn, text first."""
-    return re.split(r"(\d+)", name)
-
-
-def _read_image(path: Path) -> av.VideoFrame:
-    with _opened(path) as image:
-        return av.VideoFrame.from_image(image.convert("RGB"))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture; what is wrong with it becomes an InputError with its name."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (EOFError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as an image: {error}") from error
-
-
-def _cropped(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    """Resized to cover height and width, centre crop: uint8 (height, width, 3)."""
-    factor = max(Fraction(width, frame.width), Fraction(height, frame.height))
-    wide, high = max(width, round(frame.width * factor)), max(height, round(frame.height * factor))
-    pixels = frame.to_ndarray(format="rgb24", width=wide, height=high)
-    top, left = (high - height) // 2, (wide - width) // 2
-    return np.ascontiguousarray(pixels[top : top + height, left : left + width])

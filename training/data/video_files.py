@@ -1,14 +1,46 @@
 """Reading and writing video files with PyAV."""
 
-from collections.abc import Iterator
+import functools
+import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 from ..settings import InputError
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file inside a .tar file: where it begins and how long it is, in bytes."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}: {self.name}"
+
+    def read(self) -> bytes:
+        """Its content; raises InputError when the archive ends before."""
+        try:
+            with self.archive.open("rb") as file:
+                file.seek(self.offset)
+                content = file.read(self.size)
+        except OSError as error:
+            raise InputError(f"{self}: cannot be read: {error.strerror}") from error
+        if len(content) < self.size:
+            raise InputError(f"{self}: the archive ends after {len(content)} of its {self.size} bytes")
+        return content
+
+
+VideoPath = Path | PackedFile
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, crf: int = 18) -> None:
@@ -43,36 +75,72 @@ def read_video(path: Path) -> tuple[np.ndarray, float]:
     return np.stack(frames), float(rate)
 
 
-def count_frames(path: Path) -> int:
-    """Frames of the first video stream: as its header says, else its packets. Only the first frame is decoded.
+def count_frames(path: VideoPath) -> tuple[int, float, int, int]:
+    """Frames of the first video stream, as its header says, else its packets; frames per second (0: not said); width,
+    height.
 
-    Raises InputError for a file whose first frame cannot be decoded.
+    Only the first frame is decoded. Raises InputError for a file whose first frame cannot be decoded.
     """
     with _open(path) as container:
-        count: int = container.streams.video[0].frames
-        if next(container.decode(video=0), None) is None:
+        stream = container.streams.video[0]
+        count, rate = stream.frames, float(stream.average_rate or 0)
+        first = next(container.decode(video=0), None)
+        if first is None:
             raise InputError(f"{path}: no frame could be decoded")
     if not count:
         with _open(path) as container:
             count = sum(packet.size > 0 for packet in container.demux(video=0))
-    return count
+    return count, rate, first.width, first.height
 
 
-def read_frames(path: Path, chosen: range) -> list[av.VideoFrame]:
-    """The chosen frames of the first video stream; raises InputError when it ends before or cannot be decoded."""
+def read_frames(path: VideoPath, chosen: Sequence[int]) -> list[av.VideoFrame]:
+    """Frames of the first video stream by ascending numbers; InputError when it ends before or cannot be decoded.
+
+    By torchcodec where it is installed: it jumps to them. By PyAV otherwise, or where torchcodec cannot read the file.
+    """
+    found = _read_with_torchcodec(path, chosen)
+    if found is not None:
+        return found
     with _open(path) as container:
-        decoded = zip(range(chosen.stop), container.decode(video=0), strict=False)
-        frames = [frame for number, frame in decoded if number in chosen]
-    if len(frames) < len(chosen):
-        raise InputError(f"{path}: {len(frames)} of the frames {chosen} could be decoded, expected {len(chosen)}")
-    return frames
+        wanted = set(chosen)
+        decoded = zip(range(chosen[-1] + 1), container.decode(video=0), strict=False)
+        frames = {number: frame for number, frame in decoded if number in wanted}
+    if len(frames) < len(wanted):
+        raise InputError(
+            f"{path}: {len(frames)} of the frames {chosen[0]} to {chosen[-1]} could be decoded, expected {len(wanted)}"
+        )
+    return [frames[number] for number in chosen]
+
+
+def _read_with_torchcodec(path: VideoPath, chosen: Sequence[int]) -> list[av.VideoFrame] | None:
+    """None: it is not there, or it cannot read them."""
+    decoder = torchcodec_decoder()
+    if decoder is None:
+        return None
+    try:
+        source = path.read() if isinstance(path, PackedFile) else str(path)
+        frames = decoder(source, num_ffmpeg_threads=1).get_frames_at(indices=list(chosen)).data
+    except (RuntimeError, IndexError, ValueError):
+        return None
+    # PyAV resizes them, whoever has decoded them.
+    return [av.VideoFrame.from_ndarray(frame.permute(1, 2, 0).contiguous().numpy(), format="rgb24") for frame in frames]
+
+
+@functools.cache
+def torchcodec_decoder() -> Callable[..., Any] | None:
+    """torchcodec's decoder; None where it is not installed, or finds no FFmpeg."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError):
+        return None
+    return VideoDecoder
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[av.container.InputContainer]:
+def _open(path: VideoPath) -> Iterator[av.container.InputContainer]:
     """A file with a video stream; what the decoder says of it afterwards becomes an InputError with its name too."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(io.BytesIO(path.read()) if isinstance(path, PackedFile) else str(path), "r") as container:
             if not container.streams.video:
                 raise InputError(f"{path}: no video stream")
             yield container
