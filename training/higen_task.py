@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..kernels.analysis.content import amount_features, measured_appearance, measured_motion, similarity_rows
 from ..kernels.networks.higen import HiGenUNet
 from .config import HiGenRecipe
+from .distributed import noise_like
 from .first_stage import latent_layout
 from .higen_settings import ColourFeatures, EncoderFeatures
 from .latents import Latents
@@ -33,16 +34,20 @@ class HiGenTask(TextToVideoTask):
 
     def __init__(self, recipe: HiGenRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed, frame_features(recipe.cues.features, device))
-        for name, parameter in self.unet.named_parameters():
-            if recipe.spatial_gradient != 1.0 and not any(part in name for part in NEW_LAYERS):
-                parameter.register_hook(lambda gradient: gradient * recipe.spatial_gradient)
+
+    def before_step(self) -> None:
+        """Layers that come from an image model learn more slowly."""
+        factor = self.recipe.spatial_gradient
+        for name, parameter in self.unet.named_parameters() if factor != 1.0 else ():
+            if parameter.grad is not None and not any(part in name for part in NEW_LAYERS):
+                parameter.grad.mul_(factor)
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Those of videos, or of single frames in the recipe's share of the steps."""
         if not shows_pictures(self.recipe.pictures, step):
             return super().losses(batch, step)
         mean, logvar, tokens, *_ = batch
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        latents = self._sample(mean, logvar, noise_like(mean))
         pictures = drawn_pictures(self.recipe.pictures, latents)
         return self._objective(pictures, tokens.repeat_interleave(self.recipe.pictures.per_clip, dim=0))
 

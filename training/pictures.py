@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .distributed import drawn
 from .higen_settings import Pictures
 
 
@@ -20,6 +21,6 @@ def drawn_pictures(settings: Pictures, latents: Tensor) -> Tensor:
     """Frames drawn from around the middle of clips (B, Z, T, H, W) -> (B * per_clip, Z, 1, H, W), clip by clip."""
     middle, reach = latents.shape[2] // 2, round(settings.spread * latents.shape[2] / 2)
     first, end = max(0, middle - reach), min(latents.shape[2], middle + max(1, reach))
-    frames = torch.randint(first, end, (len(latents), settings.per_clip), device=latents.device)
+    frames = drawn(lambda rows: torch.randint(first, end, (rows, settings.per_clip), device=latents.device), len(latents))
     clips = torch.arange(len(latents), device=latents.device)[:, None]
     return latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]

@@ -17,6 +17,7 @@ from ..model_loaders.files import read_tensors
 from ..model_loaders.versvideo import start_from_image_model
 from . import checkpoints
 from .config import VersVideoRecipe
+from .distributed import noise_like
 from .first_stage import latent_layout
 from .operations import TrainingOperations
 from .pictures import drawn_pictures, shows_pictures
@@ -43,7 +44,7 @@ class VersVideoTask(TextToVideoTask):
         if not shows_pictures(self.recipe.pictures, step):
             return super().losses(batch, step)
         mean, logvar, tokens, *_ = batch
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        latents = self._sample(mean, logvar, noise_like(mean))
         pictures = drawn_pictures(self.recipe.pictures, latents)
         return self._objective(pictures, tokens.repeat_interleave(self.recipe.pictures.per_clip, dim=0))
 
