@@ -17,14 +17,13 @@ from .distance import NETWORK, FrechetMeter
 from .evaluate import compare, evaluate_folder
 from .export import export
 from .lora import export_lora
+from .run_cli import add_device, add_run_commands
 from .sample import MakesVideos, Sampler, write_samples
 from .sample_show1 import CascadeSampler, opens
 from .seams import measure_seams
 from .sections import LARGEST_SEED
-from .run_cli import add_device, add_run_commands
 from .settings import InputError
 from .trainer import TrainingError
-
 
 FIRST_STEPS = """first steps, from the root of the repository:
   python -m weft.training train training/recipes/demo_lvdm_autoencoder.toml    an autoencoder, 16 minutes of a CPU core

@@ -40,7 +40,10 @@ def _describe_checkpoint(path: Path, title: str) -> list[str]:
     lines = [
         title,
         _line("task", f"{recipe.task} ({recipe.system})" if hasattr(recipe, "system") else recipe.task),
-        _line("step", f"{state['step']} of {recipe.run.steps}, {state['clips_seen']} clips, {state['seconds'] / 60:.0f} min"),
+        _line(
+            "step",
+            f"{state['step']} of {recipe.run.steps}, {state['clips_seen']} clips, {state['seconds'] / 60:.0f} min",
+        ),
         _line("checkpoint", path.name),
         _line("data", _plain(to_table(recipe.data))),
         _line("revision", trained_revision(run / "run.json")),

@@ -21,6 +21,8 @@ def drawn_pictures(settings: Pictures, latents: Tensor) -> Tensor:
     """Frames drawn from around the middle of clips (B, Z, T, H, W) -> (B * per_clip, Z, 1, H, W), clip by clip."""
     middle, reach = latents.shape[2] // 2, round(settings.spread * latents.shape[2] / 2)
     first, end = max(0, middle - reach), min(latents.shape[2], middle + max(1, reach))
-    frames = drawn(lambda rows: torch.randint(first, end, (rows, settings.per_clip), device=latents.device), len(latents))
+    frames = drawn(
+        lambda rows: torch.randint(first, end, (rows, settings.per_clip), device=latents.device), len(latents)
+    )
     clips = torch.arange(len(latents), device=latents.device)[:, None]
     return latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels.layers.operations import TorchOperations
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig
 from ..kernels.networks.video_autoencoder import VideoAutoencoder
 from ..kernels.networks.video_features import VideoFeatures, VideoFeaturesConfig
 from . import distributed
-from .config import AutoencoderRecipe, DenoiserRecipe, FeaturesRecipe, HiGenRecipe, MaskRecipe, Recipe, Show1Recipe
+from .config import (
+    AutoencoderRecipe,
+    DenoiserRecipe,
+    FeaturesRecipe,
+    HiGenRecipe,
+    ImageRecipe,
+    MaskRecipe,
+    Recipe,
+    Show1Recipe,
+)
 from .data.captions import caption_terms
 from .data.folder import find_sources
 from .data.labels import LABELS
@@ -26,6 +37,31 @@ TRAINED, COMPANION = 20, 16
 PATCH = 8
 """Pixels under a latent of Stable Diffusion's autoencoder."""
 TEXT_TOKENS = 77
+
+
+class _Attention(torch.autograd.Function):
+    """What attention keeps where no table of all pairs of tokens is made, as on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Nothing is computed: there are no values."""
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
+class _Operations(TorchOperations):
+    """torch.nn for networks without values."""
+
+    class Embedding(nn.Embedding):
+        def reset_parameters(self) -> None:
+            """Leave the table as it is: drawing it loads a compiler, which takes seconds."""
+
+    @staticmethod
+    def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+        """See TorchOperations."""
+        out: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return out
 
 
 def describe_plan(recipe: Recipe, folder: Path) -> list[str]:
@@ -53,7 +89,8 @@ def _networks(recipe: Recipe) -> tuple[dict[str, nn.Module], dict[str, nn.Module
         if not isinstance(recipe, DenoiserRecipe):
             return {}, {}
         network, _ = DENOISERS[type(recipe)]
-        networks: dict[str, nn.Module] = {"diffusion_model": network(recipe.network)}
+        given = {} if isinstance(recipe, ImageRecipe) else {"operations": _Operations}
+        networks: dict[str, nn.Module] = {"diffusion_model": network(recipe.network, **given)}
         text = None if isinstance(recipe, MaskRecipe) else recipe.text_encoder
         if isinstance(text, CaptionText) and not isinstance(recipe.data, FolderData):
             encoder = CaptionEncoderConfig(caption_terms(), text.width, text.layers, text.heads, text.max_tokens)
@@ -89,7 +126,7 @@ def _memory(recipe: Recipe, networks: dict[str, nn.Module], companions: dict[str
 def _activations(recipe: Recipe, networks: dict[str, nn.Module]) -> int | None:
     """Bytes that a forward pass keeps for the backward pass; None where the latents' size is not known beforehand."""
     pixels = isinstance(recipe, Show1Recipe)
-    if not isinstance(recipe, DenoiserRecipe) or isinstance(recipe, MaskRecipe):
+    if not isinstance(recipe, DenoiserRecipe) or isinstance(recipe, ImageRecipe | MaskRecipe):
         return None
     if not pixels and not isinstance(recipe.autoencoder, ImageFirstStage):
         return None
@@ -114,7 +151,7 @@ def _activations(recipe: Recipe, networks: dict[str, nn.Module]) -> int | None:
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with _attention_in_parts(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         network(x, times, context, **cues)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

@@ -11,6 +11,7 @@ import torch
 
 from . import distributed
 from .build import build_task, resume, start, start_or_resume
+from .chain import Chain, read_chain, run_chain
 from .config import RECIPES, DiffusionRecipe
 from .info import describe_source
 from .plan import describe_plan
@@ -92,6 +93,9 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _train(options: argparse.Namespace) -> int:
+    chain = read_chain(options.recipe)
+    if chain is not None:
+        return _train_chain(chain, options)
     file, folder = RecipeFile(options.recipe, options.set), _folder(options)
     if options.dry_run:
         print("\n".join(describe_plan(file.recipe, folder)))
@@ -100,6 +104,21 @@ def _train(options: argparse.Namespace) -> int:
         # Started again by torchrun, the same command goes on with its own run.
         begin = start_or_resume if options.resume or distributed.restarted() else start
         return _run(begin(file.recipe, folder, own_device), options.max_steps)
+
+
+def _train_chain(chain: Chain, options: argparse.Namespace) -> int:
+    if options.set or options.dry_run or options.max_steps:
+        raise InputError(
+            f"{options.recipe}: a chain of recipes takes no --set, --dry-run or --max-steps; its recipes do"
+        )
+    out = _folder(options)
+    out.mkdir(parents=True, exist_ok=True)
+    with distributed.processes(options.device) as own_device:
+        ended_by = run_chain(chain, options.recipe.parent, out, own_device)
+    if ended_by is None:
+        return 0
+    _say(f"{signal.Signals(ended_by).name}; the same command goes on")
+    return 128 + ended_by
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -126,7 +145,9 @@ def _cache(options: argparse.Namespace) -> int:
     file, folder = RecipeFile(options.recipe, options.set), _folder(options)
     recipe = file.recipe
     if not isinstance(recipe, DiffusionRecipe) or recipe.task == "show1":
-        raise InputError(f"{options.recipe}: the task {recipe.task!r} trains on the clips themselves, nothing is cached")
+        raise InputError(
+            f"{options.recipe}: the task {recipe.task!r} trains on the clips themselves, nothing is cached"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with distributed.processes(options.device) as own_device, file.named():
         seed_everything(recipe.seed)

@@ -192,7 +192,7 @@ class EncodedTexts:
             self._known = dict(zip(map(_key, tokens), encoded, strict=True))
 
     def write(self, tokens: Tensor) -> int:
-        """Encode captions (B, N), each once, and leave them in the folder; returns how many. They fit in main memory."""
+        """Encode captions (B, N), each once, and leave them in the folder; returns how many: they fit in memory."""
         assert self.folder is not None
         rows = tokens.unique(dim=0)
         device = next(self.network.parameters()).device

@@ -1,4 +1,4 @@
-"""Who is told of a run's numbers while it trains, beside its own metrics.jsonl: TensorBoard, and what a recipe names."""
+"""Who is told of a run's numbers while it trains, beside its metrics.jsonl: TensorBoard, and what a recipe names."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from .config import Recipe
 from .ema import Ema
 from .metrics import Meter, MetricsFile, draw_curves, read_rows
 from .revision import git_revision
+from .sample import Sampler, sample_captions, write_samples
 from .sections import Optimization
 from .settings import RecipeError, to_table, to_toml
 from .task import Batch, Losses, Task
@@ -34,6 +35,7 @@ from .tracking import Tracker, open_trackers
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+SAMPLE_STEPS, SAMPLE_GUIDANCE = 50, 3.0
 
 
 class TrainingError(RuntimeError):
@@ -238,7 +240,7 @@ class Trainer:
 
     def _keep_if_not_finite(self, losses: Losses, batch: Batch, before: checkpoints.State, number: int) -> None:
         """Raise TrainingError when a loss of any process is not finite; those with such a loss write their batch."""
-        values = losses.objectives | losses.metrics
+        values = losses.metrics | losses.objectives
         finite = torch.stack([value.detach().float().reshape(()) for value in values.values()]).isfinite()
         broken = [name for name, good in zip(values, finite.tolist(), strict=True) if not good]
         if not distributed.any_of(bool(broken)):
@@ -248,7 +250,7 @@ class Trainer:
             state = {"step": self.step, "pass": number, "batch": batch, "random": before}
             torch.save(state | {"values": {name: value.detach() for name, value in values.items()}}, path)
         distributed.wait()
-        found = f"{', '.join(broken)} not finite in step {self.step + 1}; the batch is in {path}"
+        found = f"{_listed(broken)} not finite in step {self.step + 1}; the batch is in {path}"
         raise TrainingError(
             f"{found if broken else f'losses of another process not finite in step {self.step + 1}'}. Weights are "
             "as they were before it. Look at the batch; or continue from the last checkpoint with a lower learning rate"
@@ -277,9 +279,8 @@ class Trainer:
             broken += [f"{role}.{name}" for name, weight in weights if not weight.isfinite().all()]
         if distributed.any_of(bool(broken)):
             broken = broken or ["weights of another process"]
-            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
             raise TrainingError(
-                f"{', '.join(broken[:3])}{more} not finite at step {self.step}; no checkpoint was written. "
+                f"{_listed(broken)} not finite at step {self.step}; no checkpoint was written. "
                 "Continue from the last one with a lower learning rate"
             )
 
@@ -325,7 +326,8 @@ class Trainer:
         if rows:
             draw_curves(rows, self.folder / "loss.png")
         if self.recipe.run.samples and distributed.is_first():
-            self.make_samples(path)
+            sampler, out = Sampler(path, self.device), self.folder / "samples" / path.stem
+            write_samples(sampler, self._captions, out, SAMPLE_STEPS, SAMPLE_GUIDANCE, self.recipe.seed)
         distributed.wait()
         self._mark = (self._mark[0] + time.perf_counter() - started, self._mark[1])
 
@@ -342,6 +344,7 @@ class Trainer:
             self.metrics = MetricsFile(self.folder / "metrics.jsonl", self.step)
             self._write_description()
             self.trackers = open_trackers(self.recipe.run.tracker, self.folder, self.step)
+            self._captions = sample_captions(self.recipe) if self.recipe.run.samples else []
 
     def _write_description(self) -> None:
         (self.folder / "recipe.toml").write_text(to_toml(to_table(self.recipe)), encoding="utf-8")
@@ -374,6 +377,11 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _listed(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _plain_config(network: nn.Module) -> dict[str, Any]:
