@@ -55,7 +55,8 @@ def save(folder: Path, step: int, state: State, keep: int) -> Path:
         if distributed.is_first():
             _remove(temporary)
         raise CheckpointNotWritten(
-            f"{path}: could not be written ({error}); the checkpoints before it are as they were. Make room, and resume"
+            f"{path}: could not be written ({_first_of(error)}); the checkpoints before it are as they were. Make room "
+            "where they lie, and resume"
         ) from error
     if distributed.is_first():
         for old in _all(folder)[:-keep]:
@@ -102,6 +103,14 @@ def read_plain(path: Path) -> State:
     if not isinstance(state, dict) or "recipe" not in state:
         raise RecipeError(f"{path}: not a checkpoint of this trainer, expected an entry 'recipe'")
     return state
+
+
+def _first_of(error: BaseException) -> BaseException:
+    """What the system said: torch closes a file that is not whole, and then complains of that."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    return found or error
 
 
 def _write(path: Path, state: State) -> None:

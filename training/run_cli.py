@@ -17,6 +17,7 @@ from .info import describe_source
 from .plan import describe_plan
 from .recipe_files import RecipeFile
 from .settings import InputError, describe
+from .text_to_video_task import TextToVideoTask
 from .trainer import Trainer, seed_everything
 
 Commands = argparse._SubParsersAction
@@ -115,9 +116,9 @@ def _train_chain(chain: Chain, options: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with distributed.processes(options.device) as own_device:
         ended_by = run_chain(chain, options.recipe.parent, out, own_device)
-    if ended_by is None:
-        return 0
-    _say(f"{signal.Signals(ended_by).name}; the same command goes on")
+        if ended_by is None:
+            return 0
+        _say(f"{signal.Signals(ended_by).name}; the same command goes on")
     return 128 + ended_by
 
 
@@ -152,9 +153,11 @@ def _cache(options: argparse.Namespace) -> int:
     with distributed.processes(options.device) as own_device, file.named():
         seed_everything(recipe.seed)
         task = build_task(recipe, folder, own_device)
-    stage = recipe.autoencoder
-    texts = task.encode_captions() if hasattr(task, "encode_captions") else 0
-    _say(f"{task.clip_count} clips and {texts} captions of {options.recipe} are encoded in {stage.cache or folder}")
+        assert isinstance(task, TextToVideoTask)
+        if distributed.is_first():
+            clips, texts, place = task.clip_count, task.encode_captions(), recipe.autoencoder.cache or folder
+            print(f"{clips} clips and {texts} captions of {options.recipe} are encoded in {place}")
+        distributed.wait()
     return 0
 
 

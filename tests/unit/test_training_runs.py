@@ -1,8 +1,8 @@
 """What a run tells and keeps beside its checkpoints, and the commands around it: plan, cache, info, chain, errors."""
 
-import errno
 import json
 import logging
+import resource
 import shutil
 import sys
 import types
@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from weft.kernels.networks.video_autoencoder import VideoAutoencoder
+from weft.kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
+from weft.kernels.sampling.schedules import NoiseSchedule
+from weft.model_loaders.bundle import save_bundle
+from weft.model_loaders.checkpoint import LatentSpec
 from weft.training import checkpoints, tracking
 from weft.training.build import resume, start
 from weft.training.cli import main
@@ -45,12 +48,21 @@ def autoencoder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory) -> Path:
+    """An autoencoder of single frames."""
+    path = tmp_path_factory.mktemp("frames") / "frames.safetensors"
+    parts = {"vae": VideoAutoencoder(VideoAutoencoderConfig(8, (1, 4, 4), norm_groups=4, framewise=True))}
+    save_bundle(path, parts, system="x", latent=LatentSpec(4, 4), schedule=NoiseSchedule(), metadata={})
+    return path
+
+
 @pytest.mark.parametrize("task", ["text_to_video", "versvideo"])
-def test_activation_checkpointing_changes_no_gradient(task, tmp_path, autoencoder):
+def test_activation_checkpointing_changes_no_gradient(task, tmp_path, autoencoder, frames):
     """Experts of VersVideo deal tokens at random, the same ones when a stage is computed again."""
     gradients = []
     for name, anew in (("kept", "false"), ("anew", "true")):
-        first_stage = autoencoder if task == "text_to_video" else ROOT / "demo_models" / "higen.safetensors"
+        first_stage = autoencoder if task == "text_to_video" else frames
         settings = (f"autoencoder.path={first_stage}", f"run.activation_checkpointing={anew}")
         trainer = new_run(task, tmp_path / name, *settings)
         torch.manual_seed(1)
@@ -66,24 +78,21 @@ def test_activation_checkpointing_changes_no_gradient(task, tmp_path, autoencode
     assert all(torch.equal(*pair) for pair in zip(kept, anew, strict=True))
 
 
-def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_earlier_checkpoints(tmp_path, capsys):
+    """A limit on the size of files stands for the disk's: the system refuses the second half of a checkpoint."""
     assert train("autoencoder", tmp_path, "run.steps=4", "run.checkpoint_every=2") == 0
-    shutil.rmtree(tmp_path / "checkpoints" / "step-0000004.pt", ignore_errors=True)
-    (tmp_path / "checkpoints" / "step-0000004.pt").unlink()
-    save = torch.save
-
-    def full(state, file):
-        if hasattr(file, "write"):
-            file.write(b"the beginning")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, file)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(torch, "save", full)
+    last = tmp_path / "checkpoints" / "step-0000004.pt"
+    half = last.stat().st_size // 2
+    last.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (half, limits[1]))
+    try:
         assert main(["resume", str(tmp_path), "--device", "cpu"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err
-    assert "step-0000004.pt: could not be written" in error and "No space left on device" in error
-    assert "the checkpoints before it are as they were. Make room, and resume" in error
+    assert f"error: {last}: could not be written ([Errno 27] File too large)" in error
+    assert "the checkpoints before it are as they were. Make room where they lie, and resume" in error
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000002.pt"]
     assert resume(tmp_path, CPU).step == 2
     assert main(["resume", str(tmp_path), "--device", "cpu"]) == 0
