@@ -216,7 +216,7 @@ def stages(network: nn.Module) -> list[nn.Module]:
 def compute_anew(network: nn.Module) -> None:
     """Let a network keep of each stage its input alone, and compute the rest again in the backward pass."""
     for stage in stages(network):
-        stage.forward = _anew(stage.forward)  # type: ignore[method-assign]
+        stage.forward = _anew(stage.forward)
 
 
 def _anew(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -236,12 +236,12 @@ def is_shared_out(tensor: object) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process has: mostly all of it."""
-    return tensor.to_local() if is_shared_out(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.to_local() if is_shared_out(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor of which this process may have a part."""
-    return tensor.full_tensor() if is_shared_out(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_shared_out(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def placed_like(value: Tensor, like: Tensor) -> Tensor:
