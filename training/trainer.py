@@ -326,10 +326,16 @@ class Trainer:
         if rows:
             draw_curves(rows, self.folder / "loss.png")
         if self.recipe.run.samples and distributed.is_first():
-            sampler, out = Sampler(path, self.device), self.folder / "samples" / path.stem
-            write_samples(sampler, self._captions, out, SAMPLE_STEPS, SAMPLE_GUIDANCE, self.recipe.seed)
+            self._make_samples(path)
         distributed.wait()
         self._mark = (self._mark[0] + time.perf_counter() - started, self._mark[1])
+
+    def _make_samples(self, checkpoint: Path) -> None:
+        """Videos by a checkpoint's averaged weights; building the networks draws numbers, which are not the run's."""
+        before = checkpoints.random_state(self.device)
+        sampler, out = Sampler(checkpoint, self.device), self.folder / "samples" / checkpoint.stem
+        write_samples(sampler, self._captions, out, SAMPLE_STEPS, SAMPLE_GUIDANCE, self.recipe.seed)
+        checkpoints.set_random_state(before, self.device)
 
     def _record(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl and show it to the trackers."""
