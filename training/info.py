@@ -69,9 +69,10 @@ def _line(name: str, value: str) -> str:
     return f"  {name}".ljust(22) + value
 
 
-def _decoded(text: str) -> Any:
+def _decoded(text: object) -> Any:
+    """A value of the file's metadata, tables and lists of which are JSON."""
     try:
-        return json.loads(text)
+        return json.loads(str(text))
     except json.JSONDecodeError:
         return text
 

@@ -30,6 +30,7 @@ from .discriminator import PatchDiscriminator
 from .export import DENOISERS
 from .sections import FolderData, ImageFirstStage, frame_size
 from .settings import InputError
+from .show1_task import windows
 from .text_settings import CaptionText
 
 TRAINED, COMPANION = 20, 16
@@ -60,7 +61,7 @@ class _Operations(TorchOperations):
     @staticmethod
     def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         """See TorchOperations."""
-        out: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        out: Tensor = _Attention.apply(query, key, value)
         return out
 
 
@@ -125,14 +126,14 @@ def _memory(recipe: Recipe, networks: dict[str, nn.Module], companions: dict[str
 
 def _activations(recipe: Recipe, networks: dict[str, nn.Module]) -> int | None:
     """Bytes that a forward pass keeps for the backward pass; None where the latents' size is not known beforehand."""
-    pixels = isinstance(recipe, Show1Recipe)
     if not isinstance(recipe, DenoiserRecipe) or isinstance(recipe, ImageRecipe | MaskRecipe):
         return None
-    if not pixels and not isinstance(recipe.autoencoder, ImageFirstStage):
+    frames, patch = recipe.data.frames, PATCH
+    if isinstance(recipe, Show1Recipe):
+        frames, patch = windows(recipe.stage, frames)[0], recipe.pixels.shrink
+    elif not isinstance(recipe.autoencoder, ImageFirstStage):
         return None
     network, count = networks["diffusion_model"], recipe.run.batch_size
-    patch = recipe.pixels.shrink if isinstance(recipe, Show1Recipe) else PATCH
-    frames = {"interpolation": 5, "sr1": 8}.get(recipe.stage, recipe.data.frames) if pixels else recipe.data.frames
     height, width = (side // patch for side in frame_size(recipe.data))
     config = recipe.network
     text = getattr(config, "text_width", None) or config.context_width
