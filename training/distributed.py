@@ -43,7 +43,7 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    # torchrun keeps one store over its restarts: without names of their own, processes find addresses of dead ones there.
+    # torchrun keeps one store over its restarts: under the same names, addresses of dead processes are found there.
     store, own_rank, count = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
