@@ -13,6 +13,7 @@ from .config import AutoencoderRecipe
 from .data.clips import open_clips, stack_readable, stack_videos, streams_of, to_pixels
 from .data.crops import crop_to_foreground
 from .discriminator import PatchDiscriminator
+from .distributed import noise_like
 from .losses import GradientLoss, PerceptualLoss, adaptive_weight, hinge_loss, kl_divergence, to_frames
 from .resampling import initialize_as_resampling
 from .settings import Table
@@ -55,7 +56,7 @@ class AutoencoderTask:
         if step < self.recipe.crops.steps:
             video = crop_to_foreground(video, self.recipe.crops.size)
         mean, logvar = self.autoencoder.moments(video)
-        latent = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        latent = mean + (0.5 * logvar).exp() * noise_like(mean)
         reconstruction = self.autoencoder.decode(latent).float()
         real, fake = to_frames(video), to_frames(reconstruction)
         difference = (real - fake).abs()
@@ -81,6 +82,9 @@ class AutoencoderTask:
             }
         objectives["autoencoder"] = total
         return Losses(objectives, {"loss": total, **metrics})
+
+    def before_step(self) -> None:
+        """Nothing."""
 
     def after_step(self) -> None:
         """Nothing."""

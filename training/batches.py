@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from . import distributed
 from .settings import InputError
 from .task import Batch, RareClips, Task
 
@@ -77,13 +78,16 @@ def clip_order(task: Task, seed: int) -> ShuffledClips:
 
 
 class BatchQueue:
-    """The batches of a training run in order, the next one loaded in a second thread."""
+    """The batches of a training run in order, the next one loaded in a second thread.
+
+    Of every batch, processes that share the run load their own rows.
+    """
 
     def __init__(
         self, load: Callable[[Tensor, Tensor], Batch], clips: ShuffledClips, batch_size: int, position: int
     ) -> None:
         self.position = position
-        """Clips handed out so far."""
+        """Clips handed out so far, to all processes."""
         self._load, self._clips, self._batch_size = load, clips, batch_size
         self._pool = ThreadPoolExecutor(1)
         self._next = self._submit()
@@ -100,4 +104,5 @@ class BatchQueue:
         self._pool.shutdown(cancel_futures=True)
 
     def _submit(self) -> Future[Batch]:
-        return self._pool.submit(self._load, *self._clips.take(self.position, self._batch_size))
+        numbers, epochs = map(distributed.own, self._clips.take(self.position, self._batch_size))
+        return self._pool.submit(self._load, numbers, epochs)

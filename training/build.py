@@ -24,12 +24,13 @@ from .config import (
     read_recipe,
 )
 from .control_task import ControlTask
+from .distributed import leaves
 from .features_task import FeaturesTask
 from .harivo_task import HarivoTask
 from .higen_task import HiGenTask
 from .image_task import ImageTask
 from .mask_task import MaskTask
-from .settings import RecipeError
+from .settings import RecipeError, to_table
 from .show1_task import Show1Task
 from .task import Task
 from .temporal_vae_task import TemporalVAETask
@@ -79,8 +80,26 @@ def start(recipe: Recipe, folder: Path, device: torch.device) -> Trainer:
 def resume(folder: Path, device: torch.device) -> Trainer:
     """A trainer that continues from the newest checkpoint of a run folder."""
     path = checkpoints.newest(folder)
-    state = checkpoints.read(path)
-    recipe = read_recipe(state["recipe"], str(path))
+    recipe = recipe_of(path)
     trainer = Trainer(recipe, build_task(recipe, folder, device), folder, device)
-    trainer.restore(state)
+    trainer.restore(checkpoints.read(path, trainer.shared_out_tensors()))
     return trainer
+
+
+def start_or_resume(recipe: Recipe, folder: Path, device: torch.device) -> Trainer:
+    """Go on with what the folder holds, or start there; raises RecipeError when it is a run of another recipe."""
+    if not checkpoints.exist(folder):
+        return start(recipe, folder, device)
+    found, expected = (dict(leaves(to_table(each))) for each in (recipe_of(checkpoints.newest(folder)), recipe))
+    for keys in dict.fromkeys((*found, *expected)):
+        if found.get(keys) != expected.get(keys):
+            raise RecipeError(
+                f"{'.'.join(map(str, keys))}: the run in {folder} has {found.get(keys)!r}, the recipe "
+                f"{expected.get(keys)!r}; expected the same to go on with it, or another folder"
+            )
+    return resume(folder, device)
+
+
+def recipe_of(path: Path) -> Recipe:
+    """The recipe of a checkpoint."""
+    return read_recipe(checkpoints.read_plain(path)["recipe"], str(path))

@@ -10,25 +10,31 @@ import signal
 import sys
 from pathlib import Path
 
-import torch
-
 from ..kernels.sampling.schedules import ddim_timesteps
 from ..model_loaders.errors import CheckpointError
 from .ablation import Ablation, Sampling
-from .build import resume, start
-from .config import RECIPES, override, read_recipe, read_table
+from .config import override, read_table
 from .data.captions import Split
 from .data.moving_shapes import MovingShapesConfig, held_out_captions, write_dataset
 from .evaluate import compare
 from .evaluate_cli import add_evaluate
 from .export import export
 from .lora import export_lora
+from .run_cli import add_device, add_run_commands
 from .sample import MakesVideos, Sampler, write_samples
 from .sample_show1 import CascadeSampler, opens
 from .seams import measure_seams
 from .sections import LARGEST_SEED
-from .settings import InputError, describe
-from .trainer import Trainer, TrainingError
+from .settings import InputError
+from .trainer import TrainingError
+
+FIRST_STEPS = """first steps, from the root of the repository:
+  python -m weft.training train training/recipes/demo_lvdm_autoencoder.toml    an autoencoder, 16 minutes of a CPU core
+  python -m weft.training train training/recipes/demo_lvdm.toml                the denoiser on its latents
+  python -m weft.training sample runs/demo_lvdm --out samples                  videos of captions that it never saw
+  python -m weft.training export runs/demo_lvdm --out mine.safetensors         a file for ComfyUI
+
+`COMMAND --help` says more of each; training/README.md has the recipes, own clips, and several GPUs."""
 
 
 def main(arguments: list[str]) -> int:
@@ -47,34 +53,22 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m weft.training", description="Train and measure Weft's networks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m weft.training",
+        description="Train and measure Weft's networks.",
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_training(commands)
+    add_run_commands(commands, _count)
+    _add_export(commands)
     _add_measuring(commands)
     _add_seams(commands)
     _add_ablation(commands)
     return parser
 
 
-def _add_training(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    train = commands.add_parser("train", help="train a recipe in a new run folder")
-    train.add_argument("recipe", type=Path, metavar="RECIPE.toml")
-    train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/<recipe name>)")
-    train.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a setting")
-    train.set_defaults(command=_train)
-
-    again = commands.add_parser("resume", help="continue a run from its newest checkpoint")
-    again.add_argument("folder", type=Path, metavar="RUN_DIR")
-    again.set_defaults(command=_resume)
-
-    for command in (train, again):
-        _add_device(command)
-        command.add_argument("--max-steps", type=_count, metavar="N", help="stop after N steps of this call")
-
-    settings = commands.add_parser("settings", help="list every key of a recipe with its default and meaning")
-    settings.add_argument("task", choices=sorted(RECIPES))
-    settings.set_defaults(command=_settings)
-
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bundle = commands.add_parser("export", help="combine finished runs into one file for ComfyUI")
     bundle.add_argument("sources", type=Path, nargs="+", metavar="RUN_DIR|CHECKPOINT")
     bundle.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
@@ -105,7 +99,7 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     score.add_argument("--caption", required=True)
     score.set_defaults(command=_score)
 
-    _add_device(add_evaluate(commands))
+    add_device(add_evaluate(commands))
 
     sample = commands.add_parser("sample", help="make videos (or pictures) of held-out captions with a run")
     sample.add_argument(
@@ -130,7 +124,7 @@ def _add_measuring(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         help="draw frames towards each other (HARIVO's mitigating gradient), per element; the paper's is 40, 0: off",
     )
     sample.add_argument("--seed", type=_seed, default=0)
-    _add_device(sample)
+    add_device(sample)
     sample.set_defaults(command=_sample)
 
 
@@ -142,7 +136,7 @@ def _add_seams(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     seams.add_argument("--guidance", type=float, default=3.0, help="default: %(default)s")
     seams.add_argument("--seed", type=_seed, default=0)
     seams.add_argument("--out", type=Path, metavar="FILE.json", help="also write the ratio of every clip")
-    _add_device(seams)
+    add_device(seams)
     seams.set_defaults(command=_seams)
 
 
@@ -170,13 +164,8 @@ def _add_ablation(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     ablation.add_argument(
         "--mitigate", type=_strength, default=2.0, metavar="ALPHA", help="of the last variant (default: %(default)s)"
     )
-    _add_device(ablation)
+    add_device(ablation)
     ablation.set_defaults(command=_ablate)
-
-
-def _add_device(command: argparse.ArgumentParser) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--device", type=_device, default=device, help="default: %(default)s")
 
 
 def _count(text: str) -> int:
@@ -207,43 +196,6 @@ def _ddim_steps(text: str) -> int:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return int(text)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"found {name!r}, expected cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def _train(options: argparse.Namespace) -> int:
-    table = read_table(options.recipe)
-    override(table, options.set)
-    recipe = read_recipe(table, str(options.recipe))
-    folder = options.out or Path("runs") / options.recipe.stem
-    return _run(start(recipe, folder, options.device), options.max_steps)
-
-
-def _resume(options: argparse.Namespace) -> int:
-    return _run(resume(options.folder, options.device), options.max_steps)
-
-
-def _run(trainer: Trainer, max_steps: int | None) -> int:
-    ended_by = trainer.run(max_steps)
-    if ended_by is None:
-        print(f"step {trainer.step} of {trainer.recipe.run.steps} in {trainer.folder}")
-        return 0
-    name = signal.Signals(ended_by).name
-    print(f"{name} at step {trainer.step}; continue with: python -m weft.training resume {trainer.folder}")
-    return 128 + ended_by
-
-
-def _settings(options: argparse.Namespace) -> int:
-    print("\n".join(describe(RECIPES[options.task])))
-    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

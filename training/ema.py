@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import distributed
+
 
 def ema_decay(limit: float, update: int) -> float:
     """The decay of the `update`-th update (counted from 1): min(limit, (1 + n) / (10 + n))."""
@@ -30,8 +32,8 @@ class Ema:
         self.updates += 1
         weight = 1 - ema_decay(self.limit, self.updates)
         for name, network in networks.items():
-            averages: list[Tensor] = list(self.networks[name].parameters())
-            values: list[Tensor] = list(network.parameters())
+            averages: list[Tensor] = [distributed.local(average) for average in self.networks[name].parameters()]
+            values: list[Tensor] = [distributed.local(value) for value in network.parameters()]
             torch._foreach_lerp_(averages, values, weight)
 
     def state_dict(self) -> dict[str, Any]:

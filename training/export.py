@@ -88,8 +88,8 @@ class Trained:
             self.networks[role].load_state_dict(tensors[role])
             self.networks[role].eval().requires_grad_(False)
         run = path.parent.parent
-        self.revision = _training_revision(run / "run.json")
-        self.held_out = _validation(run / "metrics.jsonl", self.step) if weights == "ema" else {}
+        self.revision = trained_revision(run / "run.json")
+        self.held_out = validation(run / "metrics.jsonl", self.step) if weights == "ema" else {}
         copy = run / COPY_NAME
         if "vae" not in self.networks and copy.exists():
             self.networks["vae"] = read_autoencoder(copy).eval().requires_grad_(False)
@@ -199,7 +199,7 @@ def _latent_spec(main: Trained, components: dict[str, nn.Module]) -> LatentSpec:
     return LatentSpec(channels=autoencoder.config.embed_dim, spatial=height, temporal=frames)
 
 
-def _training_revision(path: Path) -> str:
+def trained_revision(path: Path) -> str:
     """The revision of the source that a run's description names, "unknown" without one: a checkpoint alone will do."""
     if not path.exists():
         return "unknown"
@@ -209,7 +209,7 @@ def _training_revision(path: Path) -> str:
         raise InputError(f"{path}: no description of a run ({error!r}); repair or remove it") from error
 
 
-def _validation(path: Path, step: int) -> dict[str, float]:
+def validation(path: Path, step: int) -> dict[str, float]:
     """What was measured of the averaged weights on held-out clips at a step; nothing without a record."""
     rows = [row for row in read_rows(path) if row["step"] == step]
     prefix = "validation_"

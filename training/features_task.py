@@ -58,6 +58,9 @@ class FeaturesTask:
         loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(labels)
         return Losses({FEATURES: loss}, {"loss": loss})
 
+    def before_step(self) -> None:
+        """Nothing."""
+
     def after_step(self) -> None:
         """Nothing."""
 

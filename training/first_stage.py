@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..kernels.networks.video_autoencoder import VideoAutoencoder, VideoAutoencoderConfig
 from ..model_loaders.checkpoint import read
 from . import checkpoints
+from .distributed import is_first
 from .losses import to_frames
 from .sections import ImageAutoencoderFile, VideoAutoencoderFile
 from .settings import RecipeError, read_section
@@ -64,7 +65,8 @@ def load_autoencoder(settings: VideoAutoencoderFile | ImageAutoencoderFile, fold
     else:
         network = _open(path, settings.weights)
         metadata = {"config": json.dumps(asdict(network.config))}
-        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, copy, metadata)
+        if is_first():
+            save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, copy, metadata)
     return network.eval().requires_grad_(False)
 
 

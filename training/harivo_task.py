@@ -18,6 +18,7 @@ from ..kernels.sampling.schedules import add_noise
 from ..model_loaders.harivo import LEVELS, MOTION
 from .config import HarivoRecipe
 from .data.captions import with_other_directions
+from .distributed import drawn, gathered, mean_of_all, own
 from .first_stage import latent_layout
 from .image_model_task import ImageModelTask
 from .image_task import captions_with_places, tokens_with_places
@@ -86,7 +87,8 @@ class HarivoTask(ImageModelTask):
         made = self.unet.tokens(self._encode_text({}, tokens))[:, : placed.shape[1]].flatten(0, 1)
         with torch.no_grad():
             words, count = self._place_words(placed.flatten(0, 1), self.text_encoder(placed.flatten(0, 1)))
-        loss = (made - words).square().sum(dim=2)[count].mean()
+        # The mean over all words of the batch, of which its clips have more or less.
+        loss = (made - words).square().sum(dim=2)[count].sum() / mean_of_all(count.sum().float())
         return Losses({"denoiser": loss}, {"loss": loss})
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
@@ -97,7 +99,7 @@ class HarivoTask(ImageModelTask):
         weights, preference = self.recipe.losses, self._preference(latents, tokens)
         teacher, taught = self._teacher, torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
         if teacher is not None:
-            tokens, taught = teacher.choose(tokens, cues["familiar"])
+            tokens, taught = map(own, teacher.choose(gathered(tokens), gathered(cues["familiar"])))
         times, tokens, noise = self._draw(latents, tokens)
         noisy, context = add_noise(self.schedule, latents, times, noise), self._encode_text({}, tokens)
         changes: list[Tensor] | None = [] if weights.attention else None
@@ -140,13 +142,13 @@ class HarivoTask(ImageModelTask):
     def _contrast(self, deepest: Tensor) -> Tensor | None:
         """L_DC of two random frames of each clip (B, F, C, H, W); None in a run's first step, without negatives."""
         clips, frames = deepest.shape[:2]
-        chosen = torch.rand(clips, frames, device=deepest.device).argsort(dim=1)[:, :2]
+        chosen = drawn(lambda rows: torch.rand(rows, frames, device=deepest.device), clips).argsort(dim=1)[:, :2]
         pairs = deepest[torch.arange(clips, device=deepest.device)[:, None], chosen]
         first, second = self.companions["projection"](pairs.transpose(0, 1).flatten(0, 1)).float().chunk(2)
         queue = self.companions["queue"]
         assert isinstance(queue, FeatureQueue)
         negatives = queue.newest()
-        queue.add(torch.cat([first, second]))
+        queue.add(torch.cat([gathered(first), gathered(second)]))
         return decoupled_contrastive(first, second, negatives) if len(negatives) else None
 
     def _predict(self, network: nn.Module, noisy: Tensor, times: Tensor, context: Tensor, **cues: Tensor) -> Tensor:

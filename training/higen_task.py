@@ -32,9 +32,13 @@ class HiGenTask(PictureTask):
 
     def __init__(self, recipe: HiGenRecipe, folder: Path, device: torch.device, mixed: bool) -> None:
         super().__init__(recipe, folder, device, mixed, frame_features(recipe.cues.features, device))
-        for name, parameter in self.unet.named_parameters():
-            if recipe.spatial_gradient != 1.0 and not any(part in name for part in NEW_LAYERS):
-                parameter.register_hook(lambda gradient: gradient * recipe.spatial_gradient)
+
+    def before_step(self) -> None:
+        """Layers that come from an image model learn more slowly."""
+        factor = self.recipe.spatial_gradient
+        for name, parameter in self.unet.named_parameters() if factor != 1.0 else ():
+            if parameter.grad is not None and not any(part in name for part in NEW_LAYERS):
+                parameter.grad.mul_(factor)
 
     def _build_network(self) -> nn.Module:
         network = HiGenUNet(self.recipe.network, operations=TrainingOperations)

@@ -15,6 +15,7 @@ from .config import ImageRecipe
 from .data.captions import PLACE_WORDS, with_other_shapes
 from .data.clips import Clips
 from .data.moving_shapes import MovingShapes
+from .distributed import drawn, gathered, noise_like, own
 from .first_stage import latent_layout
 from .image_unet import ImageUNet, start_image_unet
 from .preference import OtherCaptions, OtherPictures
@@ -55,17 +56,18 @@ class ImageTask(TextToVideoTask):
         mean, logvar, tokens, familiar, *places = batch
         mean, logvar, tokens, *places = single_frames((mean, logvar, tokens, *places))
         if places:
-            chosen = torch.rand(len(tokens), 1, device=tokens.device) < self.recipe.captions.places
+            chances = drawn(lambda rows: torch.rand(rows, 1, device=tokens.device), len(tokens))
+            chosen = chances < self.recipe.captions.places
             tokens = torch.where(chosen, places[0].squeeze(1), tokens)
         if self._teacher is None:
             return super().losses((mean, logvar, tokens), step)
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        latents = self._sample(mean, logvar, noise_like(mean))
         return self._taught(self._teacher, latents, tokens, familiar)
 
     def _taught(self, teacher: Teacher, latents: Tensor, tokens: Tensor, familiar: Tensor) -> Losses:
         """The error of the noise; of familiar pictures (B,), that of the noise that the teacher sees."""
         preference = self._preference(latents, tokens)
-        tokens, taught = teacher.choose(tokens, familiar)
+        tokens, taught = map(own, teacher.choose(gathered(tokens), gathered(familiar)))
         times, tokens, noise = self._draw(latents, tokens)
         target = teacher.targets(latents, times, noise, tokens, taught, self.facts)
         noisy = add_noise(self.schedule, latents, times, noise)
@@ -120,6 +122,6 @@ def single_frames(batch: Batch) -> Batch:
     """A batch of one random frame of each clip; what it holds beside latents and tokens is of frames, (B, T, D)."""
     mean, logvar, tokens, *extras = batch
     clips = torch.arange(len(mean), device=mean.device)
-    frames = torch.randint(mean.shape[2], (len(mean),), device=mean.device)
+    frames = drawn(lambda rows: torch.randint(mean.shape[2], (rows,), device=mean.device), len(mean))
     mean, logvar = (part.transpose(1, 2)[clips, frames][:, :, None] for part in (mean, logvar))
     return mean, logvar, tokens, *(extra[clips, frames][:, None] for extra in extras)

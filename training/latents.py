@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import distributed
 from .data.captions import Split
 from .data.clips import Clips, borders_of, stack_videos, to_pixels
 from .first_stage import FrozenAutoencoder
@@ -141,18 +142,21 @@ def encode_clips(
     SHARD_CLIPS clips, each written as soon as it is encoded. Clips that cannot be decoded are left out and counted.
     """
     named = [] if features is None else [features.name]
-    key = _hash(network, [to_table(data), clips.fingerprint(count), split, count, mixed, *named])
+    key = hash_of(network, [to_table(data), clips.fingerprint(count), split, count, mixed, *named])
     folder = cache / f"{split}-{key}"
     network = network.to(device)
-    shards = []
-    with tqdm(total=count, desc=f"encoding {split} clips", dynamic_ncols=True) as bar:
+    paths: list[Path] = []
+    quiet = not distributed.is_first()
+    with tqdm(total=count, desc=f"encoding {split} clips", dynamic_ncols=True, disable=quiet) as bar:
         for number, indices in enumerate(_shard_ranges(clips, count)):
             path = folder / f"{number:05d}.safetensors"
-            if not path.exists():
+            paths.append(path)
+            # Processes that share a run take turns.
+            if not path.exists() and number % distributed.size() == distributed.rank():
                 _write_shard(path, _encode_shard(network, clips, indices, device, mixed, bar, features))
-            shards.append(_read_shard(path))
             bar.update(indices.stop - bar.n)
-    latents = Latents(shards)
+    distributed.wait()
+    latents = Latents([_read_shard(path) for path in paths])
     if len(latents) < count:
         log.warning("%d of %d %s clips could not be decoded and are left out", count - len(latents), count, split)
     return latents
@@ -215,7 +219,8 @@ def _load(clips: Clips, batch: list[int]) -> tuple[list[int], Tensor, list[str]]
         return [index for index, _, _ in loaded], videos, [text for _, _, text in loaded]
 
 
-def _hash(network: FrozenAutoencoder, settings: list[object]) -> str:
+def hash_of(network: nn.Module, settings: list[object]) -> str:
+    """A name that another network, or other settings, would not have."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import mean_of_all
+
 VGG_FILE = "vgg16-397923af.pth"
 
 
@@ -70,8 +72,8 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 def adaptive_weight(nll: Tensor, generator_loss: Tensor, last_weight: Tensor) -> Tensor:
     """clamp(|grad nll| / (|grad g| + 1e-4), 0, 1e4), gradients at the decoder's last convolution weight (scalar)."""
-    (of_nll,) = torch.autograd.grad(nll, last_weight, retain_graph=True)
-    (of_generator,) = torch.autograd.grad(generator_loss, last_weight, retain_graph=True)
+    (of_nll,) = map(mean_of_all, torch.autograd.grad(nll, last_weight, retain_graph=True))
+    (of_generator,) = map(mean_of_all, torch.autograd.grad(generator_loss, last_weight, retain_graph=True))
     return (of_nll.norm() / (of_generator.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..kernels.networks.lvdm import LatentVideoUNet
 from ..kernels.sampling.schedules import add_noise
 from .config import MaskRecipe
+from .distributed import called, drawn
 from .first_stage import latent_layout
 from .latents import FrameFeatures, Latents
 from .mask_settings import LatentWindow, Masks
@@ -50,9 +51,10 @@ class MaskTask(TextToVideoTask):
         """What is given: mask (B, 1, T, H, W), level of its noise (B,), that noise; the same in every validation."""
         generator = None if step is not None else torch.Generator().manual_seed(0)
         settings, count = self.recipe.masks, len(latents)
-        mask = drawn_masks(settings, count, latents.shape[2], generator).to(latents)
-        level = torch.randint(max(1, settings.levels), (count,), generator=generator)
-        fresh = torch.randn(latents.shape, generator=generator)
+        draw = drawn if step is not None else called  # every process validates on all clips
+        mask = draw(lambda rows: drawn_masks(settings, rows, latents.shape[2], generator), count).to(latents)
+        level = draw(lambda rows: torch.randint(max(1, settings.levels), (rows,), generator=generator), count)
+        fresh = draw(lambda rows: torch.randn(rows, *latents.shape[1:], generator=generator), count)
         mask = mask.view(count, 1, -1, 1, 1).expand(-1, -1, -1, *latents.shape[3:])
         return {"mask": mask, "level": level.to(self.device), "given_noise": fresh.to(latents)}
 

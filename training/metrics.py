@@ -11,6 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from . import distributed
+
 Row = dict[str, Any]
 PANEL = (420, 240)
 MARGIN = 34
@@ -27,8 +29,20 @@ class Meter:
         """Count one value of each name; nothing is copied from the device here."""
         for name, value in values.items():
             value = value.detach().double()
-            self.totals[name] = self.totals[name] + value if name in self.totals else value
+            self.totals[name] = self.totals[name].to(value.device) + value if name in self.totals else value
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def gather(self) -> None:
+        """Let the first of the processes that share a run have what all of them have counted, the others nothing."""
+        if distributed.size() == 1:
+            return
+        own = {name: (float(total), self.counts[name]) for name, total in self.totals.items()}
+        everything = distributed.all_of(own)
+        self.totals, self.counts = {}, {}
+        for values in everything if distributed.is_first() else []:
+            for name, (total, count) in values.items():
+                self.totals[name] = self.totals.get(name, torch.zeros((), dtype=torch.float64)) + total
+                self.counts[name] = self.counts.get(name, 0) + count
 
     def means(self) -> dict[str, float]:
         """Means since the last call."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from .config import HiGenRecipe, VersVideoRecipe
 from .data.clips import alike
 from .data.folder import PictureClips
+from .distributed import drawn, noise_like
 from .higen_settings import Pictures
 from .latents import FrameFeatures, Latents, encode_clips
 from .sections import FolderData, MovingShapesData
@@ -30,7 +31,8 @@ class PictureSet:
 
     def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Moments (B, Z, 1, H, W) twice and tokens (B, N) of pictures of one size, by torch's random state."""
-        numbers = alike(torch.randint(len(self.latents), (count,)).tolist(), self.latents.borders())
+        chosen = drawn(lambda rows: torch.randint(len(self.latents), (rows,)), count)
+        numbers = alike(chosen.tolist(), self.latents.borders())
         return *self.latents.take(numbers), self.tokens[numbers]
 
 
@@ -57,10 +59,10 @@ class PictureTask(TextToVideoTask):
             return super().losses(batch, step)
         mean, logvar, tokens, *_ = batch
         if self.picture_set is not None:
-            drawn = self.picture_set.draw(len(mean) * settings.per_clip)
-            mean, logvar, tokens = (part.to(self.device) for part in drawn)
-            return self._objective(self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32)), tokens)
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+            pictures = self.picture_set.draw(len(mean) * settings.per_clip)
+            mean, logvar, tokens = (part.to(self.device) for part in pictures)
+            return self._objective(self._sample(mean, logvar, noise_like(mean)), tokens)
+        latents = self._sample(mean, logvar, noise_like(mean))
         return self._objective(drawn_pictures(settings, latents), tokens.repeat_interleave(settings.per_clip, dim=0))
 
     def _preference(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Tensor | None:
@@ -68,7 +70,8 @@ class PictureTask(TextToVideoTask):
         return None if pictures else super()._preference(latents, tokens, **cues)
 
     def _open_pictures(self) -> PictureSet:
-        recipe, data = self.recipe, self.recipe.data
+        recipe, data, cache = self.recipe, self.recipe.data, self._cache
+        assert cache is not None
         pictures = FolderData(
             path=recipe.pictures.path,
             frames=1,
@@ -80,7 +83,7 @@ class PictureTask(TextToVideoTask):
         )
         clips = PictureClips(pictures, "train")
         latents = encode_clips(
-            self.autoencoder, clips.settings, clips, "train", len(clips), self._cache, self.device, self._mixed
+            self.autoencoder, clips.settings, clips, "train", len(clips), cache, self.device, self._mixed
         )
         return PictureSet(latents, self._tokens_of(latents.captions))
 
@@ -94,6 +97,8 @@ def drawn_pictures(settings: Pictures, latents: Tensor) -> Tensor:
     """Frames drawn from around the middle of clips (B, Z, T, H, W) -> (B * per_clip, Z, 1, H, W), clip by clip."""
     middle, reach = latents.shape[2] // 2, round(settings.spread * latents.shape[2] / 2)
     first, end = max(0, middle - reach), min(latents.shape[2], middle + max(1, reach))
-    frames = torch.randint(first, end, (len(latents), settings.per_clip), device=latents.device)
+    frames = drawn(
+        lambda rows: torch.randint(first, end, (rows, settings.per_clip), device=latents.device), len(latents)
+    )
     clips = torch.arange(len(latents), device=latents.device)[:, None]
     return latents.transpose(1, 2)[clips, frames].flatten(0, 1)[:, :, None]

@@ -21,12 +21,14 @@ from ..kernels.sampling.mitigating_gradient import mitigated
 from ..kernels.sampling.schedules import ddim_sigmas, ddim_step, ddim_timesteps, denoised_of
 from ..model_loaders.checkpoint import MODEL, TEXT_ENCODER
 from ..model_loaders.harivo import MOTION
-from .config import DiffusionRecipe, HarivoRecipe, ImageRecipe, TextToVideoRecipe, VersVideoRecipe
+from .config import DiffusionRecipe, HarivoRecipe, ImageRecipe, Recipe, TextToVideoRecipe, VersVideoRecipe
+from .data.clips import open_clips
+from .data.moving_shapes import held_out_captions
 from .data.video_files import write_video
 from .export import Trained
 from .image_model import open_image_model
 from .moving_unet import MovingModel
-from .sections import frame_size
+from .sections import MovingShapesData, frame_size
 from .settings import InputError
 
 BATCH = 16
@@ -104,6 +106,17 @@ def _add_image_model(networks: dict[str, nn.Module], path: Path) -> None:
     networks[MODEL] = MovingModel(image.unet, motion)
     if image.text_encoder is not None:
         networks[TEXT_ENCODER] = image.text_encoder
+
+
+def sample_captions(recipe: Recipe) -> list[str]:
+    """Captions that a run's samples show: held-out ones; raises InputError when there are not as many."""
+    wanted = recipe.run.samples
+    if isinstance(recipe.data, MovingShapesData):
+        return held_out_captions(wanted, recipe.data.seed)
+    held_out = open_clips(recipe.data, "held_out")
+    if len(held_out) < wanted:
+        raise InputError(f"run.samples: found {wanted}, expected at most data.held_out = {len(held_out)}")
+    return held_out.texts(wanted)
 
 
 class MakesVideos(Protocol):

@@ -151,16 +151,31 @@ class Run:
     """Length, batches and what is written when."""
 
     steps: int = setting(minimum=1, doc="optimizer steps")
-    batch_size: int = setting(minimum=1, doc="clips per forward pass")
+    batch_size: int = setting(
+        minimum=1,
+        doc="clips per forward pass of all processes together: each of N takes an Nth of them, with the same losses",
+    )
     accumulation: int = setting(1, minimum=1, doc="forward passes per optimizer step")
     precision: Literal["auto", "float32", "bf16"] = setting(
         "auto", doc="bf16: mixed precision; auto: bf16 on a GPU, float32 on a CPU"
+    )
+    activation_checkpointing: bool = setting(
+        False, doc="keep less of a forward pass and compute it again for the gradients: less memory, a third slower"
+    )
+    sharded: bool = setting(
+        False,
+        doc="with several processes, share out weights, averages, gradients and optimizer among them (FSDP2) instead "
+        "of having all of them in each: for networks that do not fit a GPU otherwise",
     )
     ema_decay: float = setting(0.9999, minimum=0, maximum=1, doc="decay of the averaged weights")
     log_every: int = setting(20, minimum=1, doc="steps averaged into one line of metrics.jsonl")
     checkpoint_every: int = setting(500, minimum=1, doc="steps between checkpoints")
     keep_checkpoints: int = setting(2, minimum=1, doc="newest checkpoints that are kept")
     validation_clips: int = setting(32, minimum=0, doc="held-out clips measured at every checkpoint")
+    samples: int = setting(0, minimum=0, doc="videos of held-out captions made at every checkpoint, in samples/")
+    tracker: str = setting(
+        "", doc='who is told of the numbers beside TensorBoard: "module:function" that gives a tracking.Tracker'
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

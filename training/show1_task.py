@@ -27,6 +27,7 @@ from .config import Show1Recipe
 from .data.captions import Split
 from .data.clips import Clips, stack_readable, streams_of
 from .data.shards import ShardClips
+from .distributed import called, drawn
 from .latents import Latents
 from .operations import TrainingOperations
 from .settings import Table
@@ -76,12 +77,15 @@ class Show1Task(TextToVideoTask):
             return {}
         # After a step of the training: the same noise each time, and no other random numbers are used up.
         generator = None if step is not None else torch.Generator(device).manual_seed(0)
-        levels = torch.randint(settings.highest_level + 1, (count,), generator=generator, device=device)
-        noise = torch.randn(latents.shape, generator=generator, device=device)
+        draw = drawn if step is not None else called  # every process validates on all clips
+        most, shape = settings.highest_level + 1, latents.shape[1:]
+        levels = draw(lambda rows: torch.randint(most, (rows,), generator=generator, device=device), count)
+        noise = draw(lambda rows: torch.randn(rows, *shape, generator=generator, device=device), count)
         if self.recipe.stage == "interpolation":
             augmentation = noise[:, :, [0, -1]] if settings.highest_level else None
             return interpolation_cues(latents, settings.blend, levels, augmentation)
-        carried = torch.rand(count, generator=generator, device=device) < settings.carried
+        chances = draw(lambda rows: torch.rand(rows, generator=generator, device=device), count)
+        carried = chances < settings.carried
         return super_resolution_cues(latents, levels, noise, carried)
 
     def _predict(self, network: nn.Module, noisy: Tensor, times: Tensor, context: Tensor, **cues: Tensor) -> Tensor:

@@ -37,7 +37,10 @@ class RareClips:
 
 
 class Task(Protocol):
-    """Networks, the batches they learn from, and their losses. Everything random uses torch's global generator."""
+    """Networks, the batches they learn from, and their losses.
+
+    Everything random uses torch's global generator and is drawn by `distributed.drawn`, where it differs among clips.
+    """
 
     networks: dict[str, nn.Module]
     """Trained, averaged and exported, by component name."""
@@ -63,6 +66,10 @@ class Task(Protocol):
 
     def losses(self, batch: Batch, step: int) -> Losses:
         """Losses of a batch that lies on the training device."""
+        ...
+
+    def before_step(self) -> None:
+        """What is done to the gradients, over all passes and processes, before every step of the optimizers."""
         ...
 
     def after_step(self) -> None:

@@ -92,6 +92,9 @@ class TemporalVAETask:
         objectives[TEMPORAL_VAE] = total
         return Losses(objectives, {"loss": total, **metrics})
 
+    def before_step(self) -> None:
+        """Nothing."""
+
     def after_step(self) -> None:
         """Nothing."""
 

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..kernels.networks.caption_encoder import CaptionEncoder, CaptionEncoderConfig, terms_of, tokenize, words_of
 from ..model_loaders.checkpoint import TEXT_ENCODER
 from .data.captions import PLACE_WORDS, caption_terms
+from .latents import hash_of
 from .opened import open_networks
 from .operations import TrainingOperations
 from .sections import Data, MovingShapesData
@@ -174,19 +178,40 @@ class UnpaddedStates(nn.Module):
 class EncodedTexts:
     """What a frozen text encoder makes of captions: each is encoded once, while all of them fit in memory.
 
-    One caption at a time, so that its numbers do not depend on the batch that it first came in.
+    One caption at a time, so that its numbers do not depend on the batch that it first came in. Those that `write` has
+    left in a folder are read from there.
     """
 
-    def __init__(self, network: nn.Module, most: int = 1 << 30) -> None:
+    def __init__(self, network: nn.Module, folder: Path | None = None, most: int = 1 << 30) -> None:
         """`most`: bytes of main memory for encoded captions; those beyond are encoded whenever they are needed."""
-        self.network, self.most, self.bytes = network, most, 0
+        self.network, self.folder, self.most, self.bytes = network, folder, most, 0
         self._known: dict[bytes, Tensor] = {}
+        if folder is not None and list(folder.glob("texts-*.safetensors")) and self._file().exists():
+            with safe_open(self._file(), "pt") as file:  # encodings are views of the file, read when they are used
+                tokens, encoded = file.get_tensor("tokens"), file.get_tensor("encoded")
+            self._known = dict(zip(map(_key, tokens), encoded, strict=True))
+
+    def write(self, tokens: Tensor) -> int:
+        """Encode captions (B, N), each once, and leave them in the folder; returns how many: they fit in memory."""
+        assert self.folder is not None
+        rows = tokens.unique(dim=0)
+        device = next(self.network.parameters()).device
+        encoded = torch.cat([self(row[None].to(device)).cpu() for row in tqdm(rows, "encoding captions")])
+        temporary = self._file().with_suffix(".tmp")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_file({"tokens": rows, "encoded": encoded}, temporary)
+        temporary.replace(self._file())
+        return len(rows)
+
+    def _file(self) -> Path:
+        """Where the captions of this network lie."""
+        assert self.folder is not None
+        return self.folder / f"texts-{hash_of(self.network, [])}.safetensors"
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
         """tokens (B, N) -> (B, N, D)."""
-        rows = zip(tokens, tokens.cpu().numpy(), strict=True)
-        return torch.stack([self._one(row, numbers.tobytes()) for row, numbers in rows])
+        return torch.stack([self._one(row, _key(numbers)) for row, numbers in zip(tokens, tokens.cpu(), strict=True)])
 
     def _one(self, row: Tensor, key: bytes) -> Tensor:
         """Tokens (N,) -> (N, D)."""
@@ -197,6 +222,11 @@ class EncodedTexts:
             self._known[key] = encoded.cpu()
             self.bytes += encoded.nbytes
         return encoded
+
+
+def _key(row: Tensor) -> bytes:
+    """What stands for the tokens (N,) of a caption."""
+    return row.numpy().tobytes()
 
 
 def open_text_encoder(

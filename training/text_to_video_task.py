@@ -23,6 +23,7 @@ from . import checkpoints
 from .config import AddedRecipe, DiffusionRecipe, ExpertRecipe, MaskRecipe, Show1Recipe, TextToVideoRecipe
 from .data.captions import Split, with_other_directions
 from .data.clips import Clips, alike, open_clips, stack_videos, to_pixels
+from .distributed import drawn, gathered, mean_of_all, noise_like, own, size
 from .first_stage import latent_layout, load_autoencoder
 from .initial_weights import start_from
 from .latents import FrameFeatures, Latents, encode_clips, fit_preview
@@ -44,6 +45,8 @@ LARGEST_WEIGHT = 4.0
 class TextToVideoTask:
     """Squared error of the predicted noise at a random time, some captions left out for guidance."""
 
+    _cache: Path | None = None
+    """Where latents and encoded captions are kept, by tasks that have latents."""
     role = MODEL
     """Of the trained denoiser among the networks."""
 
@@ -77,7 +80,7 @@ class TextToVideoTask:
 
         self.text_encoder = text.network.to(device)
         frozen = not any(weight.requires_grad for weight in self.text_encoder.parameters())
-        self._encoded = EncodedTexts(self.text_encoder) if frozen else None
+        self._encoded = EncodedTexts(self.text_encoder, self._cache) if frozen else None
         self.tokens = text.tokens(self.train_latents.captions)
         self._others = self._open_others(text) if diffusion.caption_preference else None
         self.unet = self._build_network().to(device)
@@ -90,6 +93,13 @@ class TextToVideoTask:
         self.facts: Table = self._measure()
         if recipe.initialization.weights and not checkpoints.exist(folder):
             self.facts |= start_from(Path(recipe.initialization.weights), self.networks)
+
+    def encode_captions(self) -> int:
+        """Leave the captions' encodings beside the latents, where their encoder is frozen; returns how many."""
+        if self._encoded is None or self._cache is None or not list(self.text_encoder.parameters()):
+            return 0
+        tokens = torch.cat([self.tokens, self.held_out_tokens, self.empty_tokens[None].cpu()])
+        return self._encoded.write(tokens)
 
     def _open_first_stage(self, folder: Path) -> None:
         """What makes latents of clips, and where these are kept."""
@@ -138,7 +148,7 @@ class TextToVideoTask:
         gradients that differ less from batch to batch.
         """
         mean, logvar, tokens, *extras = batch
-        latents = self._sample(mean, logvar, torch.randn_like(mean, dtype=torch.float32))
+        latents = self._sample(mean, logvar, noise_like(mean))
         return self._objective(latents, tokens, **self._cues(latents, step, *extras))
 
     def _objective(self, latents: Tensor, tokens: Tensor, **cues: Tensor) -> Losses:
@@ -157,16 +167,22 @@ class TextToVideoTask:
         settings = self.recipe.diffusion
         if self._others is None:
             return None
-        rows, others = self._others.draw(tokens, settings.preference_clips)
+        rows, others = self._others.draw(gathered(tokens), settings.preference_clips)
         if not len(rows):
             return None
-        clips, kept = latents[rows], {name: cue[rows] for name, cue in cues.items()}
         times = torch.randint(settings.preference_start, len(self.weights), (len(rows),), device=self.device)
-        noise = self._with_offset(torch.randn_like(clips))
-        own, other = (
-            self._loss(self.networks, clips, caption, times, noise, **kept) for caption in (tokens[rows], others)
+        noise = self._with_offset(torch.randn(len(rows), *latents.shape[1:], device=self.device))
+        # Each process has some of them; one without any tries a clip for nothing, so that all do the same.
+        places = rows - own(torch.arange(len(latents) * size(), device=rows.device))[0]
+        here = ((places >= 0) & (places < len(latents))).nonzero()[:, 0]
+        share, here = len(here) * size() / len(rows), here if len(here) else here.new_zeros(1)
+        places = places[here].clamp(0, len(latents) - 1)
+        clips, kept = latents[places], {name: cue[places] for name, cue in cues.items()}
+        errors = (
+            self._loss(self.networks, clips, caption, times[here], noise[here], **kept)
+            for caption in (tokens[places], others[here])
         )
-        return preference_loss(own, other)
+        return share * preference_loss(*errors)
 
     def _with_preference(self, losses: Losses, preference: Tensor) -> Losses:
         total = losses.objectives["denoiser"] + self.recipe.diffusion.caption_preference * preference
@@ -174,15 +190,22 @@ class TextToVideoTask:
 
     def _draw(self, latents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Times (B,), tokens of which some are the empty caption's, and noise."""
-        times = torch.multinomial(self.weights.sqrt(), len(latents), replacement=True)
-        dropped = torch.rand(len(latents), 1, device=self.device) < self.recipe.diffusion.caption_dropout
-        return times, torch.where(dropped, self.empty_tokens, tokens), self._with_offset(torch.randn_like(latents))
+        count, odds = len(latents), self.weights.sqrt()
+        times = drawn(lambda rows: torch.multinomial(odds, rows, replacement=True), count)
+        chances = drawn(lambda rows: torch.rand(rows, 1, device=self.device), count)
+        tokens = torch.where(chances < self.recipe.diffusion.caption_dropout, self.empty_tokens, tokens)
+        shape = latents.shape[1:]
+        noise = drawn(lambda rows: self._with_offset(torch.randn(rows, *shape, device=self.device)), count)
+        return times, tokens, noise
 
     def _weighted(self, errors: Tensor, times: Tensor, latents: Tensor) -> Tensor:
         """Mean of errors (B,) with the rest of their times' weights, and those of their contrast."""
         factors = self.weights.sqrt().mean() * self.weights[times].sqrt()
         factors = factors * contrast_weights(latents, self.recipe.diffusion.contrast_power)
         return (factors * errors).mean()
+
+    def before_step(self) -> None:
+        """Nothing."""
 
     def after_step(self) -> None:
         """Nothing."""
@@ -263,6 +286,7 @@ class TextToVideoTask:
 
     def _encode(self, clips: Clips, split: Split, count: int) -> Latents:
         data, cache = self.recipe.data, self._cache
+        assert cache is not None
         return encode_clips(
             self.autoencoder, data, clips, split, count, cache, self.device, self._mixed, self._frame_features
         )
@@ -354,7 +378,7 @@ def contrast_weights(latents: Tensor, power: float) -> Tensor:
     places = latents.flatten(2)
     contrast = (places - places.median(dim=2, keepdim=True).values).square().sum(dim=1).amax(dim=1)
     weights = contrast.clamp(min=1e-6) ** -power
-    return (weights / weights.mean()).clamp(max=LARGEST_WEIGHT)
+    return (weights / mean_of_all(weights.mean())).clamp(max=LARGEST_WEIGHT)
 
 
 def initialize_denoiser(network: nn.Module, settings: DenoiserStart | None = None) -> None:

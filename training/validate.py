@@ -35,6 +35,7 @@ def validate(recipe: Recipe, name: str) -> None:
     try:
         _validate_sides(recipe)
         _validate_parts(recipe)
+        _validate_run(recipe)
         if recipe.task == "autoencoder":
             _validate_autoencoder(recipe)
             _validate_windows(recipe)
@@ -89,6 +90,34 @@ _RECTANGULAR = (
     "expert",
     "mask",
 )
+
+
+# Tasks whose networks are called as a whole, by one objective: they can be shared out.
+_SHARED_OUT = ("text_to_video", "higen", "versvideo", "image", "show1", "expert", "mask")
+_SAMPLED = ("text_to_video", "versvideo", "image", "harivo")
+
+
+def _validate_run(recipe: Recipe) -> None:
+    run = recipe.run
+    if run.sharded and recipe.task not in _SHARED_OUT:
+        raise RecipeError(
+            f"run.sharded: found true with the task {recipe.task!r}, expected false: its networks are small, and used "
+            "in parts"
+        )
+    if not run.samples:
+        return
+    if recipe.task not in _SAMPLED:
+        raise RecipeError(
+            f"run.samples: found {run.samples} with the task {recipe.task!r}, expected 0: this trainer makes videos "
+            f"with {', '.join(_SAMPLED)}"
+        )
+    assert recipe.task in _SAMPLED
+    autoencoder, text = recipe.autoencoder.kind, recipe.text_encoder.kind  # type: ignore[union-attr]
+    if autoencoder != "video" or text == "clip":
+        raise RecipeError(
+            f"run.samples: found {run.samples} with an autoencoder of kind {autoencoder!r} and a text encoder of kind "
+            f"{text!r}, expected 0: with those of others, videos are made in ComfyUI"
+        )
 
 
 def _validate_parts(recipe: Recipe) -> None:

@@ -136,6 +136,7 @@ def test_gradients_of_spatial_layers_are_scaled(autoencoder, tmp_path):
             parameter.data.normal_(std=0.2)
         batch = task.batch(torch.arange(4), torch.zeros(4, dtype=torch.int64))
         task.losses(batch, 0).objectives["denoiser"].backward()
+        task.before_step()
         gradients.append({name: weight.grad for name, weight in task.unet.named_parameters()})
     whole, scaled = gradients
     for name in ("conv_in.weight", "skeleton.middle.0.attention.spatial.block.spatial.qkv.weight"):

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from weft.kernels.networks.video_autoencoder import VideoAutoencoder
+from weft.training.chain import read_chain
 from weft.training.config import RECIPES as KINDS
 from weft.training.config import override, read_recipe, read_table
 from weft.training.discriminator import PatchDiscriminator
+from weft.training.recipe_files import RecipeFile
 from weft.training.settings import RecipeError, describe, to_table, to_toml
 
 RECIPES = Path(__file__).parents[2] / "training" / "recipes"
@@ -20,7 +22,18 @@ def demo(name: str = "demo_lvdm_autoencoder", *assignments: str):
     return read_recipe(table, "r.toml")
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_shipped_chain_names_recipes_that_build_on_each_other():
+    chain = read_chain(RECIPES / "demo.toml")
+    assert chain is not None
+    first, second = (RecipeFile(RECIPES / name, []).recipe for name in chain.recipes)
+    assert second.autoencoder.path == f"runs/{Path(chain.recipes[0]).stem}"
+    assert (first.task, second.task) == ("autoencoder", "text_to_video")
+
+
+SINGLE = sorted(path for path in RECIPES.glob("*.toml") if path.name != "demo.toml")
+
+
+@pytest.mark.parametrize("path", SINGLE, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid_and_survive_toml(path, tmp_path):
     recipe = read_recipe(read_table(path), path.name)
     copy = tmp_path / "copy.toml"

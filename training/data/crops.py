@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..distributed import gathered, own
+
 
 def crop_to_foreground(video: Tensor, size: int) -> Tensor:
     """A random window of every clip (B, 3, T, H, W) -> (B, 3, T, size, size).
@@ -19,7 +21,7 @@ def crop_to_foreground(video: Tensor, size: int) -> Tensor:
     middle = video[:, :, video.shape[2] // 2]
     median = middle.flatten(2).median(dim=2).values
     distance = (middle - median[:, :, None, None]).abs().sum(1) + 1e-3
-    centres = torch.multinomial(distance.flatten(1), 1)[:, 0].tolist()
+    centres = own(torch.multinomial(gathered(distance.flatten(1)), 1))[:, 0].tolist()
     windows = []
     for clip, centre in zip(video, centres, strict=True):
         top = min(max(centre // width - size // 2, 0), height - size)
