@@ -28,7 +28,7 @@ from .data.folder import find_sources
 from .data.labels import LABELS
 from .discriminator import PatchDiscriminator
 from .export import DENOISERS
-from .sections import FolderData, ImageFirstStage, ShardData, frame_size
+from .sections import FolderData, ImageFirstStage, MovingShapesData, ShardData, frame_size
 from .settings import InputError
 from .show1_task import windows
 from .text_settings import CaptionText
@@ -93,7 +93,7 @@ def _networks(recipe: Recipe) -> tuple[dict[str, nn.Module], dict[str, nn.Module
         given = {} if isinstance(recipe, ImageRecipe) else {"operations": _Operations}
         networks: dict[str, nn.Module] = {"diffusion_model": network(recipe.network, **given)}
         text = None if isinstance(recipe, MaskRecipe) else recipe.text_encoder
-        if isinstance(text, CaptionText) and not isinstance(recipe.data, FolderData):
+        if isinstance(text, CaptionText) and isinstance(recipe.data, MovingShapesData):
             encoder = CaptionEncoderConfig(caption_terms(), text.width, text.layers, text.heads, text.max_tokens)
             networks["text_encoder"] = CaptionEncoder(encoder)
     return networks, {}

@@ -12,7 +12,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,16 +133,16 @@ def write(path: Path, images: Iterator[Tensor], total: int, fps: float, metadata
         for part in images:
             if not done:
                 stream.width, stream.height, stream.pix_fmt = *_size(part), "yuv420p"
-            for levels in map(_levels, part):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(levels, format="rgb24")))
+            for frame in map(_frame, part):
+                container.mux(stream.encode(frame))
             done += len(part)
             progress.update_absolute(done)
             del part
         container.mux(stream.encode(None))
 
 
-def _levels(image: Tensor) -> np.ndarray:
-    return (image * 255).clamp(0, 255).byte().cpu().numpy()
+def _frame(image: Tensor) -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray((image * 255).clamp(0, 255).byte().cpu().numpy(), format="rgb24")
 
 
 def _size(part: Tensor) -> tuple[int, int]:
