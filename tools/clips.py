@@ -45,10 +45,10 @@ def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
         return [*start, *_said(inputs["prompts"], begin, inputs["frames"] - following), *end]
     if kind in ("KSampler", "SamplerCustomAdvanced"):
         guided = inputs if kind == "KSampler" else graph[inputs["guider"][0]]["inputs"]
-        caption = graph[guided["positive"][0]]["inputs"]["text"]
+        caption = _caption(graph, guided["positive"][0])
         return [(caption, length) for _, length in _shown(graph, inputs["latent_image"][0])]
     if kind == "WeftShow1ExpertTranslation":
-        caption = graph[inputs["positive"][0]]["inputs"]["text"]
+        caption = _caption(graph, inputs["positive"][0])
         return [(caption, length) for _, length in _shown(graph, inputs["images"][0])]
     if kind == "ImageScale":
         return _shown(graph, inputs["image"][0])
@@ -56,6 +56,16 @@ def _shown(graph: dict[str, dict], key: str) -> list[tuple[str, int]]:
     if len(passed_on) != 1:
         raise Failure(f"node {key} ({kind}): what it does to the clips is not known here")
     return _shown(graph, passed_on[0][0])
+
+
+def _caption(graph: dict[str, dict], key: str) -> str:
+    """Return the text of a node, or of the one whose conditioning it adds to, as Apply ControlNet does."""
+    inputs = graph[key]["inputs"]
+    if "text" in inputs:
+        return inputs["text"]
+    if "positive" not in inputs:
+        raise Failure(f"node {key} ({graph[key]['class_type']}): expected a text, or what adds to one")
+    return _caption(graph, inputs["positive"][0])
 
 
 def _said(prompts: str, begin: int, end: int) -> list[tuple[str, int]]:

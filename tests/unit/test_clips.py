@@ -30,6 +30,15 @@ def test_frames_in_the_batch():
     assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, 8))]
 
 
+def test_a_caption_is_found_behind_a_controlnet():
+    graph = load("HARIVO with ControlNet keyframes")
+    assert clips(graph) == [Clip(texts(graph)["Prompt"], slice(0, 8))]
+    applied = next(node["inputs"] for node in graph.values() if node["class_type"] == "ControlNetApplyAdvanced")
+    applied["positive"] = ["18", 0]
+    with pytest.raises(Failure, match=r"node 18 \(Canny\): expected a text, or what adds to one"):
+        clips(graph)
+
+
 def test_the_last_sampler_says_what_a_changed_video_shows():
     graph = load("LVDM video to video")
     assert clips(graph) == [Clip(texts(graph)["What it becomes"], slice(0, 16))]
