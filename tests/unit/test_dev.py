@@ -325,15 +325,11 @@ def test_the_pack_is_linked_into_the_base_folder_again_when_it_moved(tmp_path: P
 
 
 def test_the_prompt_reaches_the_positive_node_only(graph: demo.Graph):
-    demo.set_prompt(graph, "a red circle")
-    assert [graph[key]["inputs"]["text"] for key in "12"] == ["a red circle", "bad"]
-
-
-def test_a_negative_prompt_is_known_by_its_link_too(graph: demo.Graph):
-    graph["2"]["_meta"] = {"title": "Empty prompt"}
-    graph["9"] = {"class_type": "KSampler", "inputs": {"positive": ["1", 0], "negative": ["2", 0]}}
-    demo.set_prompt(graph, "a red circle")
-    assert [graph[key]["inputs"]["text"] for key in "12"] == ["a red circle", "bad"]
+    for prompt in ("a red circle", "a blue circle"):
+        demo.set_prompt(graph, prompt)
+        assert [graph[key]["inputs"]["text"] for key in "12"] == [prompt, "bad"]
+        graph["2"]["_meta"] = {"title": "Empty prompt"}  # the second time its link alone tells
+        graph["9"] = {"class_type": "KSampler", "inputs": {"positive": ["1", 0], "negative": ["2", 0]}}
 
 
 def test_a_workflow_without_prompt_is_refused(graph: demo.Graph):
