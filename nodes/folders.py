@@ -26,7 +26,8 @@ def register() -> None:
 
 def choices(folder: str) -> list[str]:
     """File names in the pack's own folders and in one of ComfyUI's, and pipelines, without repetition."""
-    own = [name for name in folder_paths.get_filename_list(OWN) if Path(name).parts[0] not in SHARED]
+    shared = {path.relative_to(EMBEDDED) for name in SHARED for path in (EMBEDDED / name).glob("*")}
+    own = [name for name in folder_paths.get_filename_list(OWN) if Path(name) not in shared]
     names = [*own, *folder_paths.get_filename_list(folder)]
     return list(dict.fromkeys([*names, *pipelines()]))
 
